@@ -1,0 +1,229 @@
+"""The nouns of milr: tasks, asks, drafts, scores, costs and trajectories.
+
+Everything here is a plain frozen value that every other module may import. This file knows no model, no
+critic and no search; it imports nothing of milr.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from PIL.Image import Image
+
+
+class UserError(Exception):
+    """Something the user can put right. The message is one sentence: what is wrong, and what to do."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One prompt to draw, with what a benchmark knows about it.
+
+    `id` names the task within a run and seeds its random streams; `metadata` is whatever the benchmark's own
+    critic needs (JSON values only).
+    """
+
+    prompt: str
+    id: str = "0"
+    category: str = ""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+# --- How tokens are chosen ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Greedy:
+    """Take the most probable token at every position."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Draw every token from the full softmax at this temperature (> 0): no top-k, no top-p."""
+
+    temperature: float = 1.0
+
+
+@dataclass(frozen=True)
+class Forced:
+    """Take these tokens as they are, then choose the rest by `then`.
+
+    For text, `tokens` is a prefix. For an image it is a prefix too, or, with `free`, a whole picture
+    (`len(tokens)` = tokens of an image) of which only the positions in `free` are drawn afresh.
+    Forced tokens are prefilled, not sampled, and not charged.
+    """
+
+    tokens: tuple[int, ...]
+    then: Greedy | Sample = Greedy()
+    free: frozenset[int] | None = None
+
+
+Choice = Greedy | Sample | Forced
+
+
+@dataclass(frozen=True)
+class Ask:
+    """The draft that a search wants next.
+
+    `text_ratio` and `image_ratio` ask for the latents of the first ceil(ratio * length) tokens to come back with
+    the draft (lambda_t and lambda_v of the paper; 0 = none). `guidance` is the classifier-free guidance scale of
+    the image; None means the backbone's own default.
+    """
+
+    text: Choice = Greedy()
+    image: Choice = Sample()
+    text_ratio: float = 0.0
+    image_ratio: float = 0.0
+    guidance: float | None = None
+
+
+@dataclass(frozen=True)
+class Order:
+    """An ask on its way to a backbone: for which prompt, and with which random stream.
+
+    `stream` is all that a draft's randomness depends on: the token at position t of the text (or image) is chosen
+    by the t-th uniform number of that stream, so a draft is the same whatever it is batched with, and a forced
+    prefix does not shift what follows it.
+    """
+
+    prompt: str
+    ask: Ask
+    stream: int
+
+
+@dataclass(frozen=True)
+class Latents:
+    """Final hidden states (after the last norm, the inputs of the heads) behind the first tokens of a draft.
+
+    text: [T_text, D]; image: [T_image, 2, D], conditional then unconditional (equal to the conditional ones when
+    the guidance scale is 1 and no unconditional row was computed). float32.
+    """
+
+    text: torch.Tensor
+    image: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What was spent. Only tokens that were really sampled count; `seconds` is wall time shared by a batch."""
+
+    reward_calls: int = 0
+    text_tokens: int = 0
+    image_tokens: int = 0
+    prefilled_tokens: int = 0
+    seconds: float = 0.0
+
+    @property
+    def decoded_tokens(self) -> int:
+        return self.text_tokens + self.image_tokens
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(
+            self.reward_calls + other.reward_calls,
+            self.text_tokens + other.text_tokens,
+            self.image_tokens + other.image_tokens,
+            self.prefilled_tokens + other.prefilled_tokens,
+            self.seconds + other.seconds,
+        )
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What a backbone gives back for one order.
+
+    `text_tokens` excludes the end-of-text token; `text_ended` says whether the model closed the text itself
+    (False: the length limit cut it). `guidance` is the scale that was used.
+    """
+
+    reasoning: str
+    text_tokens: tuple[int, ...]
+    text_ended: bool
+    image_tokens: tuple[int, ...]
+    image: Image
+    latents: Latents | None
+    guidance: float
+    cost: Cost
+
+
+# --- Judging --------------------------------------------------------------------------------------------------
+
+Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing a critic looked at, in words, e.g. 'two red foxes (found 1)'. `boxes` shows what is wrong."""
+
+    text: str
+    passed: bool
+    boxes: tuple[Box, ...] = ()
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a critic says of one image: a value in [0, 1] (1 = satisfied), or None when it abstains.
+
+    Abstaining is never 0: `reason` says why. `checks` is optional detail; a critic that only has a number leaves
+    it empty.
+    """
+
+    value: float | None
+    checks: tuple[Check, ...] = ()
+    reason: str = ""
+
+    @property
+    def abstained(self) -> bool:
+        return self.value is None
+
+
+@dataclass(frozen=True)
+class Draft:
+    """One attempt: what was drawn, how it was scored, what it cost. Numbered from 0 within its trajectory."""
+
+    number: int
+    ask: Ask
+    stream: int
+    drawn: Drawn
+    score: Score
+
+    @property
+    def reward(self) -> float | None:
+        return self.score.value
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """All drafts of one search on one task, in order, and how it ended.
+
+    `stopped` is one of 'threshold', 'budget', 'search' (the strategy had nothing more to ask), 'abstained' (ten
+    abstentions in a row), 'interrupted'. `best` is the index of the draft that the search returns: the earliest
+    of highest reward unless the strategy says otherwise.
+    """
+
+    task: Task
+    search: str
+    settings: Mapping[str, Any]
+    critic: str
+    model: str
+    seed: int
+    seed_index: int
+    drafts: tuple[Draft, ...]
+    best: int
+    stopped: str
+    held_out: Mapping[str, Score] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def cost(self) -> Cost:
+        total = Cost()
+        for draft in self.drafts:
+            total = total + draft.drawn.cost + Cost(reward_calls=1)
+        return total
+
+    @property
+    def best_draft(self) -> Draft:
+        return self.drafts[self.best]

@@ -1,0 +1,39 @@
+"""What a search is: a generator that yields the drafts it wants and receives them scored.
+
+A strategy is written for one prompt. It sees a `Problem`, never a model: the driver batches many strategies,
+charges the budget, keeps the best draft and stops at the threshold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from milr.drafts import Ask, Draft, Task
+
+# Yields asks, receives scored drafts. May return the number of the draft to hand to the user instead of the best
+# one (the `official` preset returns its last image).
+Search = Generator[Ask, Draft, int | None]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a search may know of its task and of the frozen heads.
+
+    `text_logits`: [T, D] -> [T, V_text]; `image_logits`: ([T, 2, D], guidance) -> [T, V_image]; both
+    differentiable in the latents. `rng` is the search's own random stream (the drafts have theirs), derived from
+    run seed, task id and seed index. `budget` is the number of reward calls, the first draft included.
+    `text_end` is the id of the token that ends a reasoning. `grid` is the number of image tokens a side.
+    """
+
+    task: Task
+    text_logits: Callable[[torch.Tensor], torch.Tensor]
+    image_logits: Callable[[torch.Tensor, float], torch.Tensor]
+    rng: np.random.Generator
+    budget: int
+    threshold: float
+    text_end: int
+    grid: int
