@@ -54,7 +54,8 @@ class Forced:
 
     For text, `tokens` is a prefix. For an image it is a prefix too, or, with `free`, a whole picture
     (`len(tokens)` = tokens of an image) of which only the positions in `free` are drawn afresh.
-    Forced tokens are prefilled, not sampled, and not charged.
+    Forced tokens are prefilled, not sampled, and not charged. A forced text that holds the backbone's `text_end()`
+    is over there: nothing is drawn after it (this is how a search keeps a whole text).
     """
 
     tokens: tuple[int, ...]
@@ -71,7 +72,8 @@ class Ask:
 
     `text_ratio` and `image_ratio` ask for the latents of the first ceil(ratio * length) tokens to come back with
     the draft (lambda_t and lambda_v of the paper; 0 = none). `guidance` is the classifier-free guidance scale of
-    the image; None means the backbone's own default.
+    the image; None means the backbone's own default. `note` is for the record only (JSON values: how the search
+    came to this ask); it changes nothing and does not count when two asks are compared.
     """
 
     text: Choice = Greedy()
@@ -79,6 +81,7 @@ class Ask:
     text_ratio: float = 0.0
     image_ratio: float = 0.0
     guidance: float | None = None
+    note: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,9 @@ import torch
 
 from milr.drafts import Ask, Draft, Task
 
-# Yields asks, receives scored drafts. May return the number of the draft to hand to the user instead of the best
-# one (the `official` preset returns its last image).
+# Yields asks, receives every draft scored, the last one too. May then return the number of the draft to hand to the
+# user instead of the best one (the `official` preset returns its last image); a search that yields once more when
+# the budget is spent, or the threshold reached, is closed.
 Search = Generator[Ask, Draft, int | None]
 
 
