@@ -1,0 +1,38 @@
+# Everything starts here: each target installs what it needs into .venv first, and is quick the second time.
+PYTHON ?= python3
+PROMPT ?= two red foxes above a blue car
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.PHONY: demo test test-slow compare lint install clean
+
+demo: $(STAMP)  ## draw a hard prompt with the embedded model
+	$(BIN)/milr generate "$(PROMPT)" --out out/demo --overwrite
+
+test: lint  ## lint, types, tests
+	$(BIN)/pytest -q
+
+test-slow: $(STAMP)  ## the tests that take minutes
+	$(BIN)/pytest -q -m "slow and not real_weights"
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+compare: $(STAMP)  ## every method at equal cost on the lab's test prompts; killed, it goes on where it stopped
+	$(BIN)/milr compare --out out/compare
+
+install: $(STAMP)
+
+# The stamp is younger than the project files that decide what is installed.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "milr needs Python 3.11 or newer; name one: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 2; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $(STAMP)
+
+clean:  ## remove the environment, caches and outputs
+	rm -rf .venv out .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

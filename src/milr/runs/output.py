@@ -1,0 +1,210 @@
+"""The folder that one prompt's result goes into, and how files get there whole.
+
+    image.png          the chosen draft, with its provenance in PNG text chunks
+    drafts/NN.png      every draft, written as it is scored
+    trajectory.json    everything needed to replay (record.py)
+    trajectory.html    the same to look at (page.py)
+
+Every file is written under a temporary name and then renamed, so whatever stands under a final name is complete.
+Nothing that exists is replaced unless the user said so. This file knows no model and no search.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import re
+import tempfile
+import unicodedata
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from PIL.PngImagePlugin import PngInfo
+
+from milr.drafts import Draft, UserError
+from milr.runs.page import render_page
+from milr.runs.record import dump
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+OWN_FILES = ("image.png", "trajectory.json", "trajectory.html")
+DEFAULT_ROOT = Path("milr-out")
+PROVENANCE = ("prompt", "reasoning", "seed", "model", "search", "settings", "critic", "reward", "versions")
+
+
+@dataclass(frozen=True)
+class Folder:
+    """An output folder that is ours to write into. Made by `claim` or `claim_fresh`."""
+
+    path: Path
+    made_here: bool = False
+
+    @property
+    def image(self) -> Path:
+        return self.path / "image.png"
+
+    @property
+    def trajectory(self) -> Path:
+        return self.path / "trajectory.json"
+
+    @property
+    def page(self) -> Path:
+        return self.path / "trajectory.html"
+
+    def draft(self, number: int) -> Path:
+        return self.path / "drafts" / f"{number:02d}.png"
+
+    def save_draft(self, draft: Draft) -> Path:
+        """Keep a draft as soon as it is scored: a run that is killed keeps what was drawn."""
+        file = self.draft(draft.number)
+        chunks = {
+            "draft": draft.number,
+            "reasoning": draft.drawn.reasoning,
+            "reward": draft.reward,
+            "stream": draft.stream,
+        }
+        write_atomically(file, png(draft.drawn.image, chunks))
+        return file
+
+    def save_result(self, record: Mapping[str, Any], images: list[Image]) -> None:
+        """Write the chosen image, the record and the page. `images` are those of all drafts, in order."""
+        for number, image in enumerate(images):
+            if not self.draft(number).exists():
+                write_atomically(self.draft(number), png(image, {"draft": number}))
+        write_atomically(self.trajectory, dump(record))
+        write_atomically(self.page, render_page(record, images).encode())
+        write_atomically(self.image, png(images[record["best"]], provenance(record)))
+
+    def release(self) -> None:
+        """Remove the folder again if nothing was written into it and it was made for this run."""
+        if self.made_here:
+            with contextlib.suppress(OSError):
+                (self.path / "drafts").rmdir()
+            with contextlib.suppress(OSError):  # not empty: there is something worth keeping
+                self.path.rmdir()
+
+
+def claim(path: Path, overwrite: bool = False) -> Folder:
+    """Make `path` (or take it, if empty) for one result, before anything expensive begins.
+
+    With `overwrite`, files of an earlier result are removed; anything else in the folder stays.
+    Raises UserError where the path is a file, not empty, or cannot be written to.
+    """
+    try:
+        made_here = not path.exists()
+        path.mkdir(parents=True, exist_ok=True)
+        if any(path.iterdir()):
+            if not overwrite:
+                raise UserError(f"The folder {path} is not empty; name another with --out, or add --overwrite.")
+            _remove_old_result(path)
+        with tempfile.TemporaryFile(dir=path):  # a folder that cannot be written to is better found now
+            pass
+    except (FileExistsError, NotADirectoryError) as error:
+        raise UserError(f"{path} is not a folder; name another with --out.") from error
+    except OSError as error:
+        raise UserError(f"Cannot write to {path} ({error.strerror}); name another folder with --out.") from error
+    return Folder(path, made_here)
+
+
+def claim_fresh(prompt: str, seed: int, root: Path = DEFAULT_ROOT) -> Folder:
+    """A new folder named after prompt and seed; where it exists already, numbered: fox-0, fox-0-2, fox-0-3 ..."""
+    name = f"{slug(prompt)}-{seed}"
+    for number in range(1, 100_000):
+        path = root / (name if number == 1 else f"{name}-{number}")
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            path.mkdir()
+        except FileExistsError:
+            if root.is_dir():
+                continue
+            raise UserError(f"{root} is not a folder; name another with --out.") from None
+        except OSError as error:
+            raise UserError(
+                f"Cannot write to {root} ({error.strerror}); name another folder with --out."
+            ) from error
+        return Folder(path, made_here=True)
+    raise UserError(f"The folder {root} holds 100,000 results of this prompt; name another with --out.")
+
+
+def slug(prompt: str, limit: int = 48) -> str:
+    """A short file name that reads like the prompt: ASCII letters, digits and dashes only."""
+    ascii_only = unicodedata.normalize("NFKD", prompt[:1000]).encode("ascii", "ignore").decode().lower()
+    words = re.findall(r"[a-z0-9]+", ascii_only)
+    name = ""
+    for word in words:
+        if len(name) + len(word) + 1 > limit:
+            break
+        name = f"{name}-{word}" if name else word
+    return name or (words[0][:limit] if words else "prompt")
+
+
+def provenance(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What an image says of itself: enough to know how it was made, and nothing about the machine or its user."""
+    best = record["drafts"][record["best"]]
+    return {
+        "prompt": record["prompt"],
+        "reasoning": best["reasoning"],
+        "reward": best["reward"],
+        "critic": record["critic"],
+        "seed": record["seed"],
+        "model": {key: record["model"][key] for key in ("name", "dtype", "fingerprint")},
+        "search": record["search"],
+        "settings": {**record["settings"], "preset": record["preset"]},
+        "draft": best["number"],
+        "versions": record["versions"],
+        "Software": f"milr {record['versions']['milr']}",
+    }
+
+
+def png(image: Image, chunks: Mapping[str, Any]) -> bytes:
+    """The image as PNG, each chunk as international text (values that are no text as JSON)."""
+    info = PngInfo()
+    for key, value in chunks.items():
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        info.add_itxt(key, text)
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", pnginfo=info)
+    return buffer.getvalue()
+
+
+def write_atomically(file: Path, content: bytes) -> None:
+    """Write under a temporary name beside `file`, then rename: under the final name it is whole or not there."""
+    temporary: str | None = None
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(prefix=f".{file.name}.", suffix=".tmp", dir=file.parent)
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, file)
+    except OSError as error:
+        raise UserError(
+            f"Cannot write {file} ({error.strerror}); finished files are kept, nothing is half written."
+        ) from error
+    finally:
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+
+
+def _umask() -> int:
+    # mkstemp makes files for their owner only; results get the permissions that a plain open() would give.
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
+
+
+def _remove_old_result(path: Path) -> None:
+    for name in OWN_FILES:
+        (path / name).unlink(missing_ok=True)
+    for draft in (path / "drafts").glob("[0-9]*.png"):
+        draft.unlink()
+    for leftover in [*path.glob(".*.tmp"), *path.glob("drafts/.*.tmp")]:  # of a run that was killed
+        leftover.unlink()
