@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from milr.drafts import Ask, Draft, Task
+from milr.drafts import Ask, Draft, Drawn, Task
 
-# Yields asks, receives every draft scored, the last one too. May then return the number of the draft to hand to the
-# user instead of the best one (the `official` preset returns its last image); a search that yields once more when
-# the budget is spent, or the threshold reached, is closed.
+# Yields asks, receives every draft scored, the last one too. May then return the number of the draft to hand
+# to the user instead of the best one (the `official` preset returns its last image); a search that yields
+# once more when the budget is spent, or the threshold reached, is closed.
 Search = Generator[Ask, Draft, int | None]
 
 
@@ -25,8 +25,8 @@ class Problem:
     """What a search may know of its task and of the frozen heads.
 
     `text_logits`: [T, D] -> [T, V_text]; `image_logits`: ([T, 2, D], guidance) -> [T, V_image]; both
-    differentiable in the latents. `rng` is the search's own random stream (the drafts have theirs), derived from
-    run seed, task id and seed index. `budget` is the number of reward calls, the first draft included.
+    differentiable in the latents. `rng` is the search's own random stream (the drafts have theirs), derived
+    from run seed, task id and seed index. `budget` is the number of reward calls, the first draft included.
     `text_end` is the id of the token that ends a reasoning. `grid` is the number of image tokens a side.
     """
 
@@ -38,3 +38,8 @@ class Problem:
     threshold: float
     text_end: int
     grid: int
+
+
+def whole_text(drawn: Drawn, text_end: int) -> tuple[int, ...]:
+    """The forced tokens that keep a draft's text as it is, its end included."""
+    return drawn.text_tokens + ((text_end,) if drawn.text_ended else ())

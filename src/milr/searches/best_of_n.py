@@ -1,0 +1,52 @@
+"""Best-of-N: draw again and again, keep the best. The baseline that every search must beat at equal cost.
+
+Nothing is learned from a failed draft; the driver keeps the best and stops at the threshold or the budget.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from milr.drafts import Ask, Forced, Greedy, Sample
+from milr.searches.base import Problem, Search, whole_text
+from milr.searches.settings import check, setting
+
+NAME = "best-of-n"
+SUMMARY = "Draw again and again, keep the best (greedy or sampled reasoning)"
+
+
+@dataclass(frozen=True)
+class BestOfN:
+    """Settings of `best-of-n`."""
+
+    text: Literal["greedy", "sampled"] = setting(
+        "sampled",
+        "how the reasonings after the first are written; sampled is the stronger rival (DESIGN, section 6)",
+    )
+    text_temperature: float = setting(1.0, "softmax temperature of sampled text", low=0.01, high=10)
+    image_temperature: float = setting(
+        1.0, "softmax temperature of the image tokens (paper: 1)", low=0.01, high=10
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+def best_of_n(problem: Problem, settings: BestOfN) -> Search:
+    """The first draft is that of `single`; each further one differs by its random stream only.
+
+    A greedy text is always the same, so it is written once and then forced: only sampled tokens are charged.
+    """
+    image = Sample(settings.image_temperature)
+    first = yield Ask(text=Greedy(), image=image)
+    again: Forced | Sample = Sample(settings.text_temperature)
+    if settings.text == "greedy":
+        again = Forced(whole_text(first.drawn, problem.text_end))
+    while True:
+        yield Ask(text=again, image=image)
+
+
+SETTINGS = BestOfN
+PRESETS = {"sampled-text": BestOfN(text="sampled"), "greedy-text": BestOfN(text="greedy")}
+search = best_of_n

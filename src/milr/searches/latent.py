@@ -1,0 +1,271 @@
+"""MILR: search the latents behind a draft by policy gradient (arXiv 2509.22761). The whole method, top to
+bottom.
+
+    z^0      latents of a first draft: the final hidden states behind its first lambda_t T text and lambda_v V
+    image
+             tokens. They are the inputs of the heads, so p(t, v | z) = prod softmax(head(z_i)), position by
+             position.
+    (t, v)   a draft whose first tokens come from the current z and whose rest the model continues; R its
+    reward. z <- z + eta R grad_z log p(t, v | z)      with Adam, one sample a step.
+
+The latents are taken once, from the first draft, and persist: later drafts are other texts of other lengths,
+but the number of searched positions stays. Text and image latents enter log p in separate terms, so the joint
+update is two updates with the same reward. The classifier-free guidance of image logits is part of p: both
+halves are searched.
+
+This file knows neither model nor critic; budget, stopping and keeping the best are the driver's.
+`docs/method.md` sets the paper, the authors' code and our options side by side.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from milr.drafts import Ask, Choice, Draft, Drawn, Forced, Greedy, Latents, Sample
+from milr.searches.base import Problem, Search, whole_text
+from milr.searches.settings import check, setting
+
+NAME = "milr"
+SUMMARY = "MILR: policy gradient on the latents of the first text and image tokens (arXiv 2509.22761)"
+
+
+@dataclass(frozen=True)
+class Milr:
+    """Settings of `milr`. The defaults are the paper's."""
+
+    variant: Literal["joint", "alternate", "text-then-image", "text-only", "image-only"] = setting(
+        "joint",
+        "which latents a step moves: both, text and image in turn, text in the first half, or only one kind",
+    )
+    text_ratio: float = setting(0.2, "share of text tokens searched, lambda_t (paper: 0.2)", low=0, high=1)
+    image_ratio: float = setting(
+        0.02, "share of image tokens searched, lambda_v (paper: 0.02)", low=0, high=1
+    )
+    learning_rate: float = setting(0.03, "step size of Adam, eta (paper: 0.03)", low=0, high=100)
+    reward_offset: float = setting(
+        0.0,
+        "added to rewards in [0, 1] before a step (formula: 0; the authors' rewards amount to -1)",
+        low=-10,
+        high=10,
+    )
+    credit: Literal["drawn", "arg-max"] = setting(
+        "drawn",
+        "whose log p a step moves: the tokens that drew the scored image, or the most probable ones",
+    )
+    text_prefix: Literal["arg-max", "sampled"] = setting(
+        "arg-max", "how updated text latents become tokens (authors' code: arg-max)"
+    )
+    image_prefix: Literal["sampled", "arg-max"] = setting(
+        "sampled", "how updated image latents become tokens (authors' code: sampled)"
+    )
+    text_rest: Literal["greedy", "sampled"] = setting(
+        "greedy",
+        "how the text goes on after the searched prefix (authors' code: greedy; sampled repairs the method)",
+    )
+    text_temperature: float = setting(1.0, "softmax temperature of sampled text", low=0.01, high=10)
+    image_temperature: float = setting(
+        1.0, "softmax temperature of the image tokens (paper: 1)", low=0.01, high=10
+    )
+    rounding: Literal["up", "down"] = setting(
+        "up",
+        "of ratio x length: up, or down as in the authors' code (but at least 1, where it gives up)",
+    )
+    returned: Literal["best", "last"] = setting(
+        "best", "the draft handed to the user (authors' code: the last)"
+    )
+    stop_above: float | None = setting(
+        None,
+        "also stop when a reward exceeds this (authors' code: 0.9, that is -0.1 after their shift)",
+        low=0,
+        high=1,
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+def milr(problem: Problem, settings: Milr, watch: Callable[[Latents], None] | None = None) -> Search:
+    """z <- z + eta (R + offset) grad_z log p(t, v | z), one draft a step.
+
+    A draft that the critic could not score moves nothing; the search draws again from where it stands.
+    `watch` is shown z before the first step and after every step.
+    """
+    image_rest = Sample(settings.image_temperature)
+    text_rest = Greedy() if settings.text_rest == "greedy" else Sample(settings.text_temperature)
+
+    # z^0: the latents behind the first tokens of a greedy text and a sampled image.
+    draft = yield Ask(
+        text=Greedy(),
+        image=image_rest,
+        text_ratio=0.0 if settings.variant == "image-only" else settings.text_ratio,
+        image_ratio=0.0 if settings.variant == "text-only" else settings.image_ratio,
+    )
+    z = _start(draft.drawn, problem, settings)
+    if watch is not None:
+        watch(_snapshot(z))
+
+    # A greedy rest follows from its prefix: written once and then forced, so that it is charged once.
+    prefix = draft.drawn.text_tokens[: z["text"].length] if "text" in z else ()
+    written = {prefix: whole_text(draft.drawn, problem.text_end)}
+    keeps_text = "text" not in z or settings.text_rest == "greedy"
+    step = 0
+    while draft.number + 1 < problem.budget and not _is_solved(draft, problem, settings):
+        note: dict[str, Any] = {f"{kind}_searched": latents.length for kind, latents in z.items()}
+
+        # z <- z + eta (R + offset) grad_z log p(t, v | z)
+        if draft.reward is not None:
+            for kind in _moved(settings.variant, step, problem.budget):
+                if kind in z:
+                    tokens = _credited(kind, z[kind], draft.drawn, problem, settings)
+                    note[f"{kind}_gradient"] = z[kind].move(draft.reward + settings.reward_offset, tokens)
+            step += 1
+        if watch is not None:
+            watch(_snapshot(z))
+
+        # The next draft begins with tokens of the updated z; the model continues.
+        if "text" in z:
+            prefix = _until(z["text"].tokens(settings.text_prefix, problem.rng), problem.text_end)
+        text = Forced(written.get(prefix, prefix) if keeps_text else prefix, then=text_rest)
+        image: Choice = image_rest
+        if "image" in z:
+            image = Forced(z["image"].tokens(settings.image_prefix, problem.rng), then=image_rest)
+        draft = yield Ask(text=text, image=image, note=note)
+        written[prefix] = whole_text(draft.drawn, problem.text_end)
+    return draft.number if settings.returned == "last" else None
+
+
+class SearchedLatents:
+    """The searched latents of one kind (z_t or z_v), their Adam, and the head that reads them.
+
+    float32 whatever the model's dtype: in bfloat16 most steps of 0.03 round to nothing.
+    """
+
+    def __init__(self, start: Tensor, logits: Callable[[Tensor], Tensor], learning_rate: float) -> None:
+        self.values = start.detach().clone().float().requires_grad_()
+        self.logits = logits
+        self.adam = torch.optim.Adam([self.values], lr=learning_rate)
+
+    @property
+    def length(self) -> int:
+        """Number of searched positions."""
+        return len(self.values)
+
+    def move(self, advantage: float, tokens: Sequence[int]) -> float | None:
+        """z <- z + eta A grad_z log p(tokens | z). Returns the norm of grad_z log p.
+
+        None: the gradient was not finite and the step left out; one such step would spoil Adam's averages.
+        """
+        gradient = self.gradient(tokens)
+        norm = float(gradient.norm())
+        if not math.isfinite(norm):
+            return None
+        self.values.grad = -advantage * gradient  # Adam descends
+        self.adam.step()
+        return norm
+
+    def gradient(self, tokens: Sequence[int]) -> Tensor:
+        """grad_z log p(tokens | z), of the shape of z. Fewer tokens than latents: a text that ended early."""
+        with torch.enable_grad():
+            log_probs = torch.log_softmax(self.logits(self.values)[: len(tokens)], dim=-1)
+            chosen = torch.tensor(tokens, dtype=torch.long, device=log_probs.device)[:, None]
+            (gradient,) = torch.autograd.grad(log_probs.gather(-1, chosen).sum(), self.values)
+        return gradient
+
+    @torch.no_grad()
+    def tokens(self, how: Literal["arg-max", "sampled"], rng: np.random.Generator) -> tuple[int, ...]:
+        """One token a position from p(. | z); sampled by inverse CDF, one uniform number a position."""
+        logits = self.logits(self.values)
+        if how == "arg-max":
+            return tuple(logits.argmax(dim=-1).tolist())
+        cdf = torch.softmax(logits.double(), dim=-1).cumsum(dim=-1)
+        uniforms = torch.from_numpy(rng.random((self.length, 1))).to(cdf.device) * cdf[:, -1:]
+        tokens = torch.searchsorted(cdf, uniforms, right=True)[:, 0]
+        return tuple(tokens.clamp(max=cdf.shape[-1] - 1).tolist())
+
+
+def _start(drawn: Drawn, problem: Problem, settings: Milr) -> dict[str, SearchedLatents]:
+    """z^0 by kind, 'text' before 'image'; a kind that is not searched is not there."""
+    z = {}
+    if drawn.latents is not None and settings.variant != "image-only":
+        count = _count(settings.text_ratio, len(drawn.text_tokens), settings.rounding)
+        if count > 0:
+            start = drawn.latents.text[:count]
+            z["text"] = SearchedLatents(start, problem.text_logits, settings.learning_rate)
+    if drawn.latents is not None and settings.variant != "text-only":
+        count = _count(settings.image_ratio, len(drawn.image_tokens), settings.rounding)
+        if count > 0:
+
+            def image_logits(latents: Tensor) -> Tensor:
+                return problem.image_logits(latents, drawn.guidance) / settings.image_temperature
+
+            start = drawn.latents.image[:count]
+            z["image"] = SearchedLatents(start, image_logits, settings.learning_rate)
+    return z
+
+
+def _count(ratio: float, length: int, rounding: str) -> int:
+    """How many of `length` tokens are searched. Backbones give latents rounded up; 'down' uses fewer of them.
+
+    The authors' code gives up where the product is below 1; the paper's method does not, so 1 is the least.
+    """
+    if ratio == 0 or length == 0:
+        return 0
+    return math.ceil(ratio * length) if rounding == "up" else max(1, int(ratio * length))
+
+
+def _moved(variant: str, step: int, budget: int) -> tuple[str, ...]:
+    """Which kinds step number `step` (from 0; at most budget - 1 of them) moves."""
+    if variant == "alternate":
+        return ("text",) if step % 2 == 0 else ("image",)
+    if variant == "text-then-image":
+        return ("text",) if step < budget // 2 else ("image",)
+    return ("text", "image")
+
+
+def _credited(
+    kind: str, latents: SearchedLatents, drawn: Drawn, problem: Problem, settings: Milr
+) -> tuple[int, ...]:
+    """The t or v whose log p(. | z) is moved: the tokens that drew the scored image, or the most probable."""
+    if settings.credit == "arg-max":
+        return latents.tokens("arg-max", problem.rng)
+    drew = whole_text(drawn, problem.text_end) if kind == "text" else drawn.image_tokens
+    return drew[: latents.length]
+
+
+def _is_solved(draft: Draft, problem: Problem, settings: Milr) -> bool:
+    if draft.reward is None:
+        return False
+    is_above = settings.stop_above is not None and draft.reward > settings.stop_above
+    return is_above or draft.reward >= problem.threshold
+
+
+def _until(tokens: tuple[int, ...], end: int) -> tuple[int, ...]:
+    """The tokens up to the first end-of-text, inclusive: what follows it is no part of the text."""
+    return tokens[: tokens.index(end) + 1] if end in tokens else tokens
+
+
+def _snapshot(z: Mapping[str, SearchedLatents]) -> Latents:
+    values = {kind: latents.values.detach().clone() for kind, latents in z.items()}
+    return Latents(text=values.get("text", torch.empty(0)), image=values.get("image", torch.empty(0)))
+
+
+SETTINGS = Milr
+PRESETS = {
+    "paper": Milr(),
+    "official": Milr(
+        reward_offset=-1.0, credit="arg-max", rounding="down", returned="last", stop_above=0.9
+    ),  # the authors' code at d71fd71, branch "both", with the paper's hyper-parameters
+    "alternate": Milr(variant="alternate"),
+    "text-then-image": Milr(variant="text-then-image"),
+    "text-only": Milr(variant="text-only"),
+    "image-only": Milr(variant="image-only"),
+    "sampled-rest": Milr(reward_offset=-1.0, text_rest="sampled"),  # the repair measured in DESIGN, section 6
+}
+search = milr
