@@ -1,0 +1,70 @@
+"""Unified multimodal models that can be searched. This door is light: nothing heavy loads before `load` is called.
+
+Knows the names of the models; what a name needs (torch, weights) is the business of the module behind it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+from typing import TYPE_CHECKING, cast
+
+if TYPE_CHECKING:
+    from milr.backbones.base import Backbone
+
+ENTRY_POINT_GROUP = "milr.backbones"
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A model with a short name. `source` is a hub id, or '' for the weights inside this package."""
+
+    name: str
+    source: str
+    summary: str
+
+
+PRESETS: dict[str, Preset] = {
+    preset.name: preset
+    for preset in (
+        Preset("lab", "", "embedded model that draws emoji scenes; runs anywhere in seconds"),
+        Preset(
+            "janus-pro-1b",
+            "deepseek-community/Janus-Pro-1B",
+            "DeepSeek Janus-Pro 1B (DeepSeek model licence)",
+        ),
+        Preset(
+            "janus-pro-7b",
+            "deepseek-community/Janus-Pro-7B",
+            "DeepSeek Janus-Pro 7B (DeepSeek model licence)",
+        ),
+    )
+}
+
+
+def names() -> dict[str, str]:
+    """Every model name with its line of description; those of other packages by their entry points."""
+    known = {preset.name: preset.summary for preset in PRESETS.values()}
+    for name, point in _entry_points().items():
+        known.setdefault(name, f"from {point.dist.name if point.dist else point.module}")
+    return known
+
+
+def load(name: str = "lab", device: str = "auto", dtype: str = "auto") -> Backbone:
+    """Load a model: a preset's name, the hub id or the directory of any Janus checkpoint, or an entry point's name.
+
+    Args:
+        device: 'auto' (a GPU if there is one), 'cpu', 'cuda' or 'cuda:N'.
+        dtype: 'auto' (float32 for small models, else bfloat16), 'float32', 'bfloat16' or 'float16'.
+    Raises UserError, before any weight is read, for whatever the caller can put right.
+    """
+    points = _entry_points()
+    if name in points and name not in PRESETS:
+        return cast("Backbone", points[name].load()(device=device, dtype=dtype))
+    from milr.backbones.janus import load_janus
+
+    return load_janus(name, device=device, dtype=dtype)
+
+
+def _entry_points() -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP)}
