@@ -1,0 +1,485 @@
+"""English for the lab world: meanings to prompts, reasonings and questions, and text back to a meaning.
+
+`parse` understands every sentence that the generators here can make, and a user's own wording as far as it uses
+the world's words; what it cannot turn into a meaning it refuses with a reason, never a guess.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import random
+import re
+from dataclasses import dataclass, replace
+
+from milr.lab.lexicon import (
+    CLASS_OF,
+    CLASS_WORDS,
+    CLASSES,
+    COLOUR_WORDS,
+    LORE,
+    NOUN_WORDS,
+    NUMBER_WORDS,
+    RELATION_WORDS,
+    lore_phrase,
+    plural,
+    singular,
+    with_article,
+)
+from milr.lab.world import CELLS, NO_FRAME, OPPOSITE, Group, Meaning, Relation
+
+OPENINGS = (
+    "{}", "a photo of {}", "a picture of {}", "an image of {}", "draw {}", "please draw {}", "show me {}",
+    "i would like {}", "paint {}", "a drawing of {}", "can you draw {}?", "{}, please", "a simple scene with {}",
+)  # fmt: skip
+FRAMES = ("in a {} frame", "with a {} frame", "with a {} border", "framed in {}", "inside a {} frame")
+NO_FRAMES = ("without a frame", "with no frame", "without any border")
+
+
+# --- Writing prompts ------------------------------------------------------------------------------------------
+
+
+def usual(noun: str, many: bool) -> str:
+    word = NOUN_WORDS[noun][0]
+    return plural(word) if many else singular(word)
+
+
+def name_phrase(group: Group, rng: random.Random, lore: tuple[str, ...] = ()) -> str:
+    """A group as a user would name it; with `lore`, as a riddle that does not say the noun."""
+    many = group.count > 1
+    colour = ""
+    if group.colour:
+        words = COLOUR_WORDS[group.colour]
+        colour = words[0] if rng.random() < 0.8 else rng.choice(words)
+    if lore:
+        word = rng.choice(CLASS_WORDS[CLASS_OF[group.noun]])
+        noun = plural(word) if many else word
+        tail = " that " + " and ".join(lore_phrase(item, many) for item in lore)
+    else:
+        words = NOUN_WORDS[group.noun]
+        word = words[0] if rng.random() < 0.75 else rng.choice(words)
+        noun = plural(word) if many else singular(word)
+        tail = ""
+    if colour and not tail and rng.random() < 0.12:
+        noun, tail, colour = noun, f" that {'are' if many else 'is'} {colour}", ""
+    core = f"{colour} {noun}".strip()
+    if many:
+        words = NUMBER_WORDS[group.count]
+        return f"{words[0] if rng.random() < 0.6 else rng.choice(words)} {core}{tail}"
+    if lore and rng.random() < 0.35:
+        return f"the {core}{tail}"
+    if rng.random() < 0.12:
+        return f"{rng.choice(NUMBER_WORDS[1])} {core}{tail}"
+    return f"{with_article(core)}{tail}"
+
+
+def write_prompt(meaning: Meaning, rng: random.Random, lore: tuple[tuple[str, ...], ...] = ()) -> str:
+    """A prompt in one of many wordings. `lore` gives, for each group, the riddle to ask instead of naming it."""
+    riddles = lore or ((),) * len(meaning.groups)
+    phrases = [name_phrase(group, rng, riddle) for group, riddle in zip(meaning.groups, riddles, strict=True)]
+    if meaning.relations:
+        relation = meaning.relations[0]
+        words = RELATION_WORDS[relation.kind]
+        how = words[0] if rng.random() < 0.4 else rng.choice(words)
+        verb = rng.choice(["", "", "", "sitting ", "placed "])
+        text = f"{phrases[relation.first]} {verb}{how} {phrases[relation.second]}"
+        rest = [p for i, p in enumerate(phrases) if i not in (relation.first, relation.second)]
+        if rest:
+            text += rng.choice([", and ", ", with ", ", plus "]) + " and ".join(rest)
+    elif len(phrases) == 1:
+        text = phrases[0]
+    elif len(phrases) == 2:
+        text = rng.choice(["{} and {}", "{} and {}", "{} with {}", "{} together with {}"]).format(*phrases)
+    else:
+        text = ", ".join(phrases[:-1]) + rng.choice([" and ", ", and "]) + phrases[-1]
+    if meaning.frame == NO_FRAME:
+        text += " " + rng.choice(NO_FRAMES)
+    elif meaning.frame:
+        frame = rng.choice(FRAMES)
+        words = COLOUR_WORDS[meaning.frame]
+        text += " " + frame.replace("a {}", with_article(words[0])).format(words[0])
+    return rng.choice(OPENINGS).format(text) if rng.random() < 0.6 else text
+
+
+# --- Writing reasonings ---------------------------------------------------------------------------------------
+
+
+def plain_phrase(group: Group) -> str:
+    many = group.count > 1
+    core = f"{group.colour or ''} {usual(group.noun, many)}".strip()
+    return f"{NUMBER_WORDS[group.count][0]} {core}" if many else with_article(core)
+
+
+def write_plan(meaning: Meaning) -> str:
+    """The first sentence of a reasoning: what to draw, decisions first, in the usual words."""
+    phrases = [plain_phrase(group) for group in meaning.groups]
+    if meaning.relations:
+        relation = meaning.relations[0]
+        text = f"{phrases[relation.first]} {relation.kind} {phrases[relation.second]}"
+        rest = [p for i, p in enumerate(phrases) if i not in (relation.first, relation.second)]
+        text += "".join(f", and {p}" for p in rest)
+    elif len(phrases) < 3:
+        text = " and ".join(phrases)
+    else:
+        text = ", ".join(phrases[:-1]) + " and " + phrases[-1]
+    return text[0].upper() + text[1:] + "."
+
+
+def _details(meaning: Meaning) -> list[list[str]]:
+    """The sentences that may follow the plan, each with its wordings. `meaning.frame` None means no frame."""
+    names = [f"the {usual(group.noun, group.count > 1)}" for group in meaning.groups]
+    verbs = ["are" if group.count > 1 else "is" for group in meaning.groups]
+    sentences: list[list[str]] = []
+    if meaning.objects > len(meaning.groups):
+        counts = [
+            f"{NUMBER_WORDS[group.count][0]} {usual(group.noun, group.count > 1)}" for group in meaning.groups
+        ]
+        sentences.append([f"There are exactly {' and '.join(counts)}.", f"Count them: {', '.join(counts)}."])
+    coloured = [i for i, group in enumerate(meaning.groups) if group.colour]
+    if coloured:
+        parts = [f"{names[i]} {verbs[i]} {meaning.groups[i].colour}" for i in coloured]
+        sentences.append([_sentence(", ".join(parts)), _sentence(" and ".join(parts))])
+    for relation in meaning.relations:
+        a, b = names[relation.first], names[relation.second]
+        verb = verbs[relation.first]
+        sentences.append([
+            _sentence(f"{a} {verb} {relation.kind} {b}"),
+            _sentence(f"{b} {verbs[relation.second]} {OPPOSITE[relation.kind]} {a}"),
+        ])
+    if not sentences:
+        sentences.append(["Nothing else is there.", "It looks natural." if meaning.objects == 1 else "They look natural."])
+    framed = meaning.frame not in (None, NO_FRAME)
+    sentences.append([f"{with_article(str(meaning.frame)).capitalize()} frame." if framed else "No frame."])
+    return sentences
+
+
+def _sentence(text: str) -> str:
+    return text[0].upper() + text[1:] + "."
+
+
+def write_reading(meaning: Meaning, rng: random.Random) -> str:
+    """A reasoning: the plan, then what follows from it, then the frame."""
+    return " ".join([write_plan(meaning), *(rng.choice(wordings) for wordings in _details(meaning))])
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a reasoning says. `consistent`: its later sentences repeat its plan and nothing else."""
+
+    meaning: Meaning
+    consistent: bool
+
+
+def read_reading(text: str) -> Reading | None:
+    """Understand a reasoning: its plan, its frame, and whether its details agree. None if the plan is unreadable."""
+    text = " ".join(text.split())
+    plan, dot, rest = text.partition(". ")
+    meaning = parse(plan).meaning if dot else parse(text).meaning
+    if meaning is None:
+        return None
+    frame = re.search(r"(?:^| )(?:an?) (\w+) frame\.$", rest.lower())
+    if frame:
+        meaning = replace(meaning, frame=frame.group(1))
+    elif rest.endswith("No frame."):
+        meaning = replace(meaning, frame=NO_FRAME)
+    allowed = {" ".join(choice) for choice in itertools.product(*_details(meaning))}
+    return Reading(meaning, write_plan(meaning)[:-1] == plan and rest in allowed)
+
+
+def agrees(reading: Meaning, prompt: Meaning) -> bool:
+    """Does a reasoning's meaning satisfy the prompt's? What the prompt leaves open may be anything."""
+    if prompt.frame is not None and (reading.frame or NO_FRAME) != prompt.frame:
+        return False
+    if len(reading.groups) != len(prompt.groups) or reading.relations != prompt.relations:
+        return False
+    return all(
+        ours.noun == theirs.noun and ours.count == theirs.count and theirs.colour in (None, ours.colour)
+        for ours, theirs in zip(reading.groups, prompt.groups, strict=True)
+    )
+
+
+# --- Questions for the understanding path ---------------------------------------------------------------------
+
+
+def write_question(meaning: Meaning, rng: random.Random, prompt: str) -> str:
+    """A yes/no question whose answer is 'yes' for a picture of `meaning`: about a part of it, or the whole prompt."""
+    choices = ["whole", "group"]
+    if meaning.relations:
+        choices.append("relation")
+    if meaning.frame not in (None, NO_FRAME):
+        choices.append("frame")
+    kind = rng.choice(choices)
+    if kind == "whole":
+        return f"Does this picture show {prompt}?"
+    if kind == "frame":
+        return f"Is there {with_article(str(meaning.frame))} frame?"
+    if kind == "relation":
+        relation = meaning.relations[0]
+        first, second = meaning.groups[relation.first], meaning.groups[relation.second]
+        verb = "Are" if first.count > 1 else "Is"
+        return (
+            f"{verb} the {usual(first.noun, first.count > 1)} {relation.kind} "
+            f"the {usual(second.noun, second.count > 1)}?"
+        )
+    group = rng.choice(meaning.groups)
+    if group.count > 1:
+        return f"Are there {rng.choice(['', 'exactly '])}{plain_phrase(group)}?"
+    return f"Is there {plain_phrase(group)}?"
+
+
+def is_true(question: str, shown: Meaning) -> bool:
+    """Is the answer to one of `write_question`'s questions 'yes' for a picture of `shown`? Whole prompts are not:
+    they are asked only when they differ."""
+    body = re.sub(r"^(Is|Are) (there |the )(exactly )?", "", question).rstrip("?")
+    if question.startswith("Does"):
+        return False
+    if question.endswith("frame?"):
+        return shown.frame not in (None, NO_FRAME) and f" {shown.frame} " in f" {body} "
+    if not question.startswith(("Is there", "Are there")):
+        first, kind, second = _relation_question(body)
+        return any(
+            usual(shown.groups[r.first].noun, shown.groups[r.first].count > 1) == first
+            and r.kind == kind
+            and usual(shown.groups[r.second].noun, shown.groups[r.second].count > 1) == second
+            for r in shown.relations
+        )
+    asked = parse(body).meaning
+    if asked is None:
+        raise ValueError(f"Not a question of this world: {question}")
+    (group,) = asked.groups
+    same = [g for g in shown.groups if g.noun == group.noun and group.colour in (None, g.colour)]
+    return sum(g.count for g in same) == group.count
+
+
+def _relation_question(body: str) -> tuple[str, str, str]:
+    for kind in RELATION_WORDS:
+        first, found, second = body.partition(f" {kind} the ")
+        if found:
+            return first, kind, second
+    raise ValueError(f"Not a question about a relation: {body}")
+
+
+# --- Understanding --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """A meaning, or the reason why there is none."""
+
+    meaning: Meaning | None
+    reason: str = ""
+
+
+FILLER = set(
+    "photo picture image drawing painting scene simple draw paint show me i would like can could you please of the "
+    "make create generate want to see there is are that which sitting placed standing floating sits sit stands "
+    "stand it just some emoji emojis illustration sketch sticker cute little small happy nice render rendering "
+    "clear d let us need give this only exactly an in inside on with photograph positioned located".split()
+)
+
+
+@functools.cache
+def _vocabulary() -> list[tuple[tuple[str, ...], tuple[str, object]]]:
+    """Every phrase with a meaning of its own, longest first: (words, (kind, value))."""
+    entries: dict[tuple[str, ...], tuple[str, object]] = {}
+    for noun, words in NOUN_WORDS.items():
+        for word in words:
+            entries[tuple(plural(word).split())] = ("noun", (noun, True))
+            entries[tuple(singular(word).split())] = ("noun", (noun, False))
+    entries[("fishes",)] = ("noun", ("fish", True))
+    for name, class_words in CLASS_WORDS.items():
+        for word in class_words:
+            entries[(word,)] = ("class", name)
+            entries[(plural(word),)] = ("class", name)
+    for colour, words in COLOUR_WORDS.items():
+        for word in words:
+            entries[tuple(word.replace("-", " ").split())] = ("colour", colour)
+    for number, words in NUMBER_WORDS.items():
+        for word in words:
+            entries[tuple(word.split())] = ("number", number)
+    for kind, words in RELATION_WORDS.items():
+        for word in words:
+            entries[tuple(word.split())] = ("relation", kind)
+    for word in ("and", "with", "plus", "together with", "along with", "&", "next to", "beside", "as well as"):
+        entries[tuple(word.split())] = ("join", word)
+    for phrase in ("without a frame", "with no frame", "without any border", "without a border", "with no border"):
+        entries[tuple(phrase.split())] = ("plain", None)
+    entries[("no", "frame")] = ("plain", None)
+    for word in ("frame", "border", "framed"):
+        entries[(word,)] = ("frame", word)
+    for noun, lore in LORE.items():
+        for item in lore:
+            for many in (False, True):
+                for that in ("that ", "which ", "who ", "and ", ""):
+                    phrase = tuple((that + lore_phrase(item, many)).split())
+                    if that or len(phrase) > 1:
+                        entries.setdefault(phrase, ("lore", noun))
+    entries[("a",)] = ("article", None)
+    entries[("an",)] = ("article", None)
+    return sorted(entries.items(), key=lambda entry: -len(entry[0]))
+
+
+@functools.cache
+def _by_first_word() -> dict[str, list[tuple[tuple[str, ...], tuple[str, object]]]]:
+    table: dict[str, list[tuple[tuple[str, ...], tuple[str, object]]]] = {}
+    for words, meaning in _vocabulary():
+        table.setdefault(words[0], []).append((words, meaning))
+    return table
+
+
+def _stem(word: str) -> str:
+    for ending, put in (("ies", "y"), ("ing", ""), ("es", ""), ("s", "")):
+        if word.endswith(ending) and len(word) - len(ending) >= 3:
+            return word[: -len(ending)] + put
+    return word
+
+
+EMPTY_WORDS = set("a an the that which who in on of to for with at by from and is are its their very".split())
+
+
+@functools.cache
+def _lore_words() -> list[tuple[str, str, frozenset[str]]]:
+    return [
+        (noun, CLASS_OF[noun], frozenset(_stem(w) for w in item.replace("&", " ").split() if w not in EMPTY_WORDS))
+        for noun, lore in LORE.items()
+        for item in lore
+    ]
+
+
+def _guess_riddle(words: list[str], kind: str) -> str | None:
+    """A riddle in the user's own words: the one noun of this class whose lore shares the most telling words."""
+    said = {_stem(word) for word in words if word not in EMPTY_WORDS}
+    best: dict[str, float] = {}
+    for noun, noun_class, telling in _lore_words():
+        if noun_class == kind and (shared := len(said & telling)):
+            best[noun] = max(best.get(noun, 0), shared / len(telling))
+    ranked = sorted(best.items(), key=lambda item: -item[1])
+    if not ranked or ranked[0][1] < 0.5 or (len(ranked) > 1 and ranked[1][1] == ranked[0][1]):
+        return None
+    return ranked[0][0]
+
+
+def _words(text: str) -> list[str]:
+    text = text.lower().replace("-", " ")
+    return re.findall(r"[^\W_]+|[,;:&]", text)
+
+
+def parse(text: str) -> Parsed:
+    """The meaning of a prompt (or of a plan), or why it has none."""
+    words = _words(text)
+    marks: list[tuple[str, object]] = []
+    position = 0
+    while position < len(words):
+        word = words[position]
+        for phrase, mark in _by_first_word().get(word, ()):
+            if tuple(words[position : position + len(phrase)]) == phrase:
+                if mark[0] == "lore" and not any(kind == "class" for kind, _ in marks[-3:]):
+                    continue  # 'that fly above the clouds' is only lore after 'animal', 'thing', ...
+                marks.append(mark)
+                position += len(phrase)
+                break
+        else:
+            if marks and marks[-1][0] == "class" and word in ("that", "which", "who"):
+                end = position + 1
+                while end < len(words) and not _ends_riddle(words, end):
+                    end += 1
+                noun = _guess_riddle(words[position:end], str(marks[-1][1]))
+                if noun is None:
+                    return Parsed(None, f"it does not know what '{' '.join(words[position:end])}' means")
+                marks.append(("lore", noun))
+                position = end
+            elif word in ",;:":
+                marks.append(("join", word))
+                position += 1
+            elif word in FILLER:
+                position += 1
+            else:
+                return Parsed(None, f"it does not know the word '{word}'")
+    return _assemble(marks)
+
+
+def _ends_riddle(words: list[str], position: int) -> bool:
+    if words[position] in ",;:":
+        return True
+    for phrase, (kind, _) in _by_first_word().get(words[position], ()):
+        if kind in ("relation", "plain") and tuple(words[position : position + len(phrase)]) == phrase:
+            return True
+    rest = words[position : position + 4]
+    return rest[:1] in (["in"], ["with"], ["inside"], ["framed"]) and bool({"frame", "border", "framed"} & set(rest))
+
+
+def _assemble(marks: list[tuple[str, object]]) -> Parsed:
+    """Build a meaning from the marked phrases: [number] [colour] noun | class lore+, joined or related; frames."""
+    groups: list[Group] = []
+    relations: list[Relation] = []
+    frame: str | None = None
+    pending_relation: str | None = None
+    count: int | None = None
+    colour: str | None = None
+    position = 0
+
+    def add(noun: str, many: bool) -> str:
+        nonlocal count, colour, pending_relation
+        if many and count is None:
+            return f"it does not say how many {usual(noun, True)} there are"
+        groups.append(Group(noun, colour, count or 1))
+        if pending_relation is not None:
+            relations.append(Relation(len(groups) - 2, pending_relation, len(groups) - 1))
+        count = colour = pending_relation = None
+        return ""
+
+    while position < len(marks):
+        kind, value = marks[position]
+        following = marks[position + 1][0] if position + 1 < len(marks) else ""
+        problem = ""
+        if kind == "number":
+            count = int(str(value))
+        elif kind == "colour":
+            if following == "frame":
+                frame, position = str(value), position + 1
+            elif position and marks[position - 1] == ("frame", "framed"):
+                frame = str(value)
+            elif groups and following not in ("noun", "class", "colour"):
+                groups[-1] = replace(groups[-1], colour=str(value))  # 'a fox that is red'
+            else:
+                colour = str(value)
+        elif kind == "noun":
+            noun, many = value  # type: ignore[misc]
+            problem = add(str(noun), bool(many) and noun != "fish")
+        elif kind == "class":
+            lore = []
+            end = position + 1
+            while end < len(marks) and marks[end][0] == "lore":
+                lore.append(str(marks[end][1]))
+                end += 1
+            if not lore:
+                return Parsed(None, f"it does not say which {value} is meant")
+            if len(set(lore)) > 1 or lore[0] not in CLASSES[str(value)]:
+                return Parsed(None, "its clues point to different things")
+            problem = add(lore[0], False)
+            position = end - 1
+        elif kind == "relation":
+            if not groups or pending_relation is not None:
+                return Parsed(None, f"'{value}' needs something on both sides")
+            pending_relation = str(value)
+        elif kind == "plain":
+            frame = NO_FRAME
+        elif kind == "lore":
+            return Parsed(None, "its clues belong to nothing")
+        elif kind == "frame" and value != "framed" and following != "colour" and frame is None:
+            return Parsed(None, "it does not say which colour the frame has")
+        elif kind == "join" and value in ("next to", "beside"):
+            return Parsed(None, f"it cannot check '{value}', only left of, right of, above and below")
+        if problem:
+            return Parsed(None, problem)
+        position += 1
+    if pending_relation is not None:
+        return Parsed(None, f"'{pending_relation}' needs something on both sides")
+    if not groups:
+        return Parsed(None, "it names nothing that the lab world has")
+    if count is not None or colour is not None:
+        return Parsed(None, "a number or a colour belongs to nothing")
+    meaning = Meaning(tuple(groups), tuple(relations), frame)
+    if meaning.objects > CELLS * CELLS:
+        return Parsed(None, f"a page has room for {CELLS * CELLS} objects")
+    return Parsed(meaning)
