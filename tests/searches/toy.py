@@ -1,5 +1,6 @@
-"""A toy backbone for tests of pure search logic: a tiny recurrent net with the heads, streams and forced tokens of
-a real one, and critics to go with it. Tests of the method itself run on a true Janus (test_reference.py)."""
+"""A toy backbone for tests of pure search logic: a tiny recurrent net with the heads, streams and forced
+tokens of a real one, and critics to go with it. Tests of the method itself run on a true Janus.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ DIM, VOCAB, GRID, MAX_TEXT, END = 6, 8, 3, 12, 0
 
 
 class Toy:
-    """h' = tanh(A h + B[token]); one such net writes the text, another draws the image, both from the prompt."""
+    """h' = tanh(A h + B[token]); one such net writes the text, another draws the image."""
 
     def __init__(self, seed: int = 0, guidance: float = 2.0, sharpness: float = 2.0) -> None:
         generator = torch.Generator().manual_seed(seed)

@@ -387,7 +387,7 @@ def judge(critic: Critic, images: Sequence[Image], tasks: Sequence[Task]) -> lis
         return []
     try:
         scores = critic.score(images, tasks)
-    except Exception as error:  # noqa: BLE001 - any failure of a critic, foreign code, is an abstention
+    except Exception as error:  # foreign code: whatever goes wrong in it is an abstention
         if len(images) > 1:
             pairs = zip(images, tasks, strict=True)
             return [judge(critic, [image], [task])[0] for image, task in pairs]

@@ -28,6 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from milr.backbones.decoding import choose
 from milr.drafts import Ask, Choice, Draft, Drawn, Forced, Greedy, Latents, Sample
 from milr.searches.base import Problem, Search, whole_text
 from milr.searches.settings import check, setting
@@ -180,44 +181,41 @@ class SearchedLatents:
 
     @torch.no_grad()
     def tokens(self, how: Literal["arg-max", "sampled"], rng: np.random.Generator) -> tuple[int, ...]:
-        """One token a position from p(. | z); sampled by inverse CDF, one uniform number a position."""
+        """One token a position from p(. | z), chosen as the engine chooses: one uniform number each."""
         logits = self.logits(self.values)
         if how == "arg-max":
             return tuple(logits.argmax(dim=-1).tolist())
-        cdf = torch.softmax(logits.double(), dim=-1).cumsum(dim=-1)
-        uniforms = torch.from_numpy(rng.random((self.length, 1))).to(cdf.device) * cdf[:, -1:]
-        tokens = torch.searchsorted(cdf, uniforms, right=True)[:, 0]
-        return tuple(tokens.clamp(max=cdf.shape[-1] - 1).tolist())
+        temperatures = logits.new_ones(self.length)  # `logits` already has it
+        uniforms = torch.from_numpy(rng.random(self.length)).to(logits.device)
+        return tuple(choose(logits, temperatures, uniforms).tolist())
 
 
 def _start(drawn: Drawn, problem: Problem, settings: Milr) -> dict[str, SearchedLatents]:
     """z^0 by kind, 'text' before 'image'; a kind that is not searched is not there."""
     z = {}
     if drawn.latents is not None and settings.variant != "image-only":
-        count = _count(settings.text_ratio, len(drawn.text_tokens), settings.rounding)
-        if count > 0:
-            start = drawn.latents.text[:count]
+        start = _rounded(drawn.latents.text, settings.text_ratio, len(drawn.text_tokens), settings.rounding)
+        if len(start) > 0:
             z["text"] = SearchedLatents(start, problem.text_logits, settings.learning_rate)
     if drawn.latents is not None and settings.variant != "text-only":
-        count = _count(settings.image_ratio, len(drawn.image_tokens), settings.rounding)
-        if count > 0:
+        start = _rounded(
+            drawn.latents.image, settings.image_ratio, len(drawn.image_tokens), settings.rounding
+        )
+        if len(start) > 0:
 
             def image_logits(latents: Tensor) -> Tensor:
                 return problem.image_logits(latents, drawn.guidance) / settings.image_temperature
 
-            start = drawn.latents.image[:count]
             z["image"] = SearchedLatents(start, image_logits, settings.learning_rate)
     return z
 
 
-def _count(ratio: float, length: int, rounding: str) -> int:
-    """How many of `length` tokens are searched. Backbones give latents rounded up; 'down' uses fewer of them.
+def _rounded(latents: Tensor, ratio: float, length: int, rounding: str) -> Tensor:
+    """The latents of the first ratio * length tokens. Backbones give them rounded up; 'down' takes fewer.
 
-    The authors' code gives up where the product is below 1; the paper's method does not, so 1 is the least.
+    The authors' code gives up where that leaves none; the paper's method does not, so one is the least.
     """
-    if ratio == 0 or length == 0:
-        return 0
-    return math.ceil(ratio * length) if rounding == "up" else max(1, int(ratio * length))
+    return latents if rounding == "up" else latents[: max(1, int(ratio * length))]
 
 
 def _moved(variant: str, step: int, budget: int) -> tuple[str, ...]:
