@@ -69,9 +69,10 @@ def find(kind: Kind, name: str) -> Part:
         if part.name == name:
             return part
     names = [part.name for part in known]
+    other = "Give a name, a hub id (owner/name) or the folder of a checkpoint; " if kind == "model" else ""
     raise UserError(
         f"Unknown {kind} '{shorten(name)}'.{did_you_mean(name, names)} "
-        f"'milr list {PLURALS[kind]}' shows all {len(names)}."
+        f"{other}'milr list {PLURALS[kind]}' shows all {len(names)}."
     )
 
 
@@ -96,17 +97,24 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
 
 
 def shorten(text: str, limit: int = 60) -> str:
-    """One line of at most `limit` characters, for messages that quote what the user gave."""
-    line = " ".join(text.split())
+    """One line of at most `limit` characters that a terminal may be shown: no control signs, no lone surrogates."""
+    line = " ".join(text[: 4 * limit].split())
+    line = "".join(sign if sign.isprintable() or sign == "\u200d" else "\ufffd" for sign in line)
     return line if len(line) <= limit else line[: limit - 1] + "…"
 
 
 @functools.cache
 def _own_parts(kind: Kind) -> tuple[Part, ...]:
+    if kind == "model":
+        from milr.backbones import PRESETS  # a light door; one module there serves many checkpoints
+
+        return tuple(Part(kind, preset.name, preset.summary, "milr.backbones") for preset in PRESETS.values())
     folder = FOLDERS[kind]
-    found: list[Part] = []
-    for file in sorted((Path(__file__).parent / folder).glob("*.py")):
-        found += _parts_of_source(kind, file, f"milr.{folder}.{file.stem}")
+    found = [
+        part
+        for file in (Path(__file__).parent / folder).glob("*.py")
+        if (part := _part_of_source(kind, file, f"milr.{folder}.{file.stem}")) is not None
+    ]
     return tuple(sorted(found, key=lambda part: part.name))
 
 
@@ -128,15 +136,13 @@ def _foreign_parts(kind: Kind) -> Iterator[Part]:
         )
 
 
-def _parts_of_source(kind: Kind, file: Path, module: str) -> list[Part]:
-    """A module is one part (NAME, SUMMARY) or, for models, a family with names (MODELS = {name: summary})."""
+def _part_of_source(kind: Kind, file: Path, module: str) -> Part | None:
+    """The part that a file defines; None for files without NAME and SUMMARY (base.py and other helpers)."""
     literals = _literals(file)
-    if isinstance(literals.get("MODELS"), dict):
-        return [Part(kind, name, summary, module) for name, summary in literals["MODELS"].items()]
     name, summary = literals.get("NAME"), literals.get("SUMMARY")
     if not (isinstance(name, str) and isinstance(summary, str)):
-        return []
-    return [Part(kind, name, summary, module, presets=_names(literals.get("PRESETS")))]
+        return None
+    return Part(kind, name, summary, module, presets=_names(literals.get("PRESETS")))
 
 
 def _names(presets: Any) -> tuple[str, ...]:

@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
 OWN_FILES = ("image.png", "trajectory.json", "trajectory.html")
 DEFAULT_ROOT = Path("milr-out")
-PROVENANCE = ("prompt", "reasoning", "seed", "model", "search", "settings", "critic", "reward", "versions")
 
 
 @dataclass(frozen=True)
@@ -43,6 +42,7 @@ class Folder:
 
     path: Path
     made_here: bool = False
+    replaces: bool = False  # an earlier result is in it, and goes when the new search begins
 
     @property
     def image(self) -> Path:
@@ -58,6 +58,11 @@ class Folder:
 
     def draft(self, number: int) -> Path:
         return self.path / "drafts" / f"{number:02d}.png"
+
+    def clear(self) -> None:
+        """Remove the earlier result that the user agreed to replace; anything else in the folder stays."""
+        if self.replaces:
+            _remove_old_result(self.path)
 
     def save_draft(self, draft: Draft) -> Path:
         """Keep a draft as soon as it is scored: a run that is killed keeps what was drawn."""
@@ -92,23 +97,22 @@ class Folder:
 def claim(path: Path, overwrite: bool = False) -> Folder:
     """Make `path` (or take it, if empty) for one result, before anything expensive begins.
 
-    With `overwrite`, files of an earlier result are removed; anything else in the folder stays.
+    With `overwrite`, the folder may hold an earlier result; `clear` removes it once the new search begins.
     Raises UserError where the path is a file, not empty, or cannot be written to.
     """
     try:
         made_here = not path.exists()
         path.mkdir(parents=True, exist_ok=True)
-        if any(path.iterdir()):
-            if not overwrite:
-                raise UserError(f"The folder {path} is not empty; name another with --out, or add --overwrite.")
-            _remove_old_result(path)
+        is_empty = not any(path.iterdir())
+        if not is_empty and not overwrite:
+            raise UserError(f"The folder {path} is not empty; name another with --out, or add --overwrite.")
         with tempfile.TemporaryFile(dir=path):  # a folder that cannot be written to is better found now
             pass
     except (FileExistsError, NotADirectoryError) as error:
         raise UserError(f"{path} is not a folder; name another with --out.") from error
     except OSError as error:
         raise UserError(f"Cannot write to {path} ({error.strerror}); name another folder with --out.") from error
-    return Folder(path, made_here)
+    return Folder(path, made_here, replaces=not is_empty)
 
 
 def claim_fresh(prompt: str, seed: int, root: Path = DEFAULT_ROOT) -> Folder:
@@ -124,9 +128,7 @@ def claim_fresh(prompt: str, seed: int, root: Path = DEFAULT_ROOT) -> Folder:
                 continue
             raise UserError(f"{root} is not a folder; name another with --out.") from None
         except OSError as error:
-            raise UserError(
-                f"Cannot write to {root} ({error.strerror}); name another folder with --out."
-            ) from error
+            raise UserError(f"Cannot write to {root} ({error.strerror}); name another folder with --out.") from error
         return Folder(path, made_here=True)
     raise UserError(f"The folder {root} holds 100,000 results of this prompt; name another with --out.")
 
@@ -202,9 +204,12 @@ def _umask() -> int:
 
 
 def _remove_old_result(path: Path) -> None:
-    for name in OWN_FILES:
-        (path / name).unlink(missing_ok=True)
-    for draft in (path / "drafts").glob("[0-9]*.png"):
-        draft.unlink()
-    for leftover in [*path.glob(".*.tmp"), *path.glob("drafts/.*.tmp")]:  # of a run that was killed
-        leftover.unlink()
+    old = [path / name for name in OWN_FILES] + [*(path / "drafts").glob("[0-9]*.png")]
+    leftovers = [*path.glob(".*.tmp"), *path.glob("drafts/.*.tmp")]  # of a run that was killed
+    try:
+        for file in old + leftovers:
+            file.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"Cannot replace {error.filename} ({error.strerror}); name another folder with --out."
+        ) from error

@@ -17,7 +17,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
 
-
 from milr.backbones.base import Backbone
 from milr.drafts import Ask, Choice, Draft, Forced, Greedy, Sample, Score, Trajectory, UserError
 from milr.version import __version__
@@ -64,19 +63,25 @@ def versions() -> dict[str, str]:
 
 
 def fingerprint(backbone: Backbone) -> str:
-    """A short hash that tells two models apart: the backbone's own, or one of its heads on fixed latents."""
+    """A short hash that tells two sets of weights apart, whatever device and dtype they are on; '' if unknown.
+
+    A backbone may bring its own (`fingerprint() -> str`); of one that holds a torch `model`, a sample of every weight
+    tensor is hashed.
+    """
     own = getattr(backbone, "fingerprint", None)
-    if own is not None:
-        return str(own() if callable(own) else own)
+    if callable(own):
+        return str(own())
     import torch
 
-    size = backbone.info.hidden_size
-    probe = torch.linspace(-1, 1, 2 * size).reshape(2, size)
-    with torch.no_grad():
-        logits = backbone.text_logits(probe).float().cpu()
-    # Rounded, so that another machine's last bits make no other model.
-    rounded = [f"{value:.2e}" for value in logits.flatten()[:: max(1, logits.numel() // 512)].tolist()]
-    return "heads-" + hashlib.sha256(" ".join(rounded).encode()).hexdigest()[:16]
+    model = getattr(backbone, "model", None)
+    if not isinstance(model, torch.nn.Module):
+        return ""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        values = tensor.detach().flatten()
+        sample = values[:: max(1, values.numel() // 64)].to("cpu", torch.bfloat16).view(torch.uint8)
+        digest.update(f"{name}{tuple(tensor.shape)}".encode() + sample.numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def to_record(trajectory: Trajectory, backbone: Backbone, preset: str | None = None) -> dict[str, Any]:
@@ -114,8 +119,9 @@ def dump(record: Mapping[str, Any]) -> bytes:
     """The record as UTF-8 text, one draft a line."""
     drafts = ",\n    ".join(json.dumps(draft, allow_nan=False) for draft in record["drafts"])
     head = json.dumps({**record, "drafts": []}, indent=2, allow_nan=False)
-    assert head.endswith('"drafts": []\n}')
-    return f"{head[: -len('[]\n}')]}[\n    {drafts}\n  ]\n}}\n".encode()
+    before, found, after = head.rpartition('"drafts": []')
+    assert (bool(found), after) == (True, "\n}"), "the drafts come last"
+    return f'{before}"drafts": [\n    {drafts}\n  ]{after}\n'.encode()
 
 
 def read_record(path: Path) -> Record:
@@ -195,7 +201,11 @@ def _score(score: Score) -> dict[str, Any]:
         "value": score.value,
         "reason": score.reason,
         "checks": [
-            {"text": check.text, "passed": check.passed, "boxes": [list(map(float, box)) for box in check.boxes]}
+            {
+                "text": check.text,
+                "passed": check.passed,
+                "boxes": [list(map(float, box)) for box in check.boxes],
+            }
             for check in score.checks
         ],
     }

@@ -1,0 +1,5 @@
+"""`python -m milr` is `milr`."""
+
+from milr.cli import main
+
+main()

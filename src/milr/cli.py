@@ -1,0 +1,461 @@
+"""The command line: read the words, call one function, show what it says. Everything here is possible in Python too.
+
+Results go to stdout, progress to stderr. Nothing heavy is imported before it is needed, so that help is instant; every
+mistake of the user is one sentence and exit code 2.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from milr.drafts import UserError
+from milr.version import __version__
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from milr.runs.generate import Result
+    from milr.runs.output import Folder
+
+app = typer.Typer(
+    name="milr",
+    help="Draw a picture, judge it, and search the model's latents for a better one.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+lab = typer.Typer(
+    name="lab",
+    help="The embedded world: its test prompts, its training, its sprites.",
+    no_args_is_help=True,
+)
+app.add_typer(lab)
+
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object a line on stdout, and nothing else there.")]
+
+
+def main() -> NoReturn:
+    """Run the command; a UserError is one sentence on stderr and exit code 2, Ctrl-C is 130."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that cannot show a sign still shows the rest
+    try:
+        app()
+    except UserError as error:
+        print(f"milr: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("milr: stopped.", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:  # the reader (head, less) has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    sys.exit(0)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"milr {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and stop.")
+    ] = False,
+) -> None:
+    """Options of the program itself."""
+
+
+# --- generate -------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def generate(
+    prompts: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="PROMPT...", help="What to draw; several are drawn side by side."),
+    ] = None,
+    prompts_file: Annotated[
+        Path | None,
+        typer.Option("--prompts", metavar="FILE", help="More prompts, one a line ('-' is stdin)."),
+    ] = None,
+    model: Annotated[
+        str,
+        typer.Option(help="Model: a name of 'milr list models', a hub id (owner/name) or a checkpoint's folder."),
+    ] = "lab",
+    search: Annotated[str, typer.Option(help="Search strategy: a name of 'milr list searches'.")] = "milr",
+    preset: Annotated[str | None, typer.Option(help="Named settings of the search, e.g. paper, official.")] = None,
+    reward: Annotated[
+        str | None,
+        typer.Option(
+            help="Critic whose score the search climbs.",
+            show_default="scene for the model 'lab', self for others",
+        ),
+    ] = None,
+    budget: Annotated[int, typer.Option(help="Reward calls, the first draft included.")] = 20,
+    threshold: Annotated[float, typer.Option(help="Stop as soon as a draft's reward reaches this.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Same seed, prompt and model: same drafts.")] = 0,
+    held_out: Annotated[
+        list[str] | None,
+        typer.Option("--held-out", metavar="CRITIC", help="Score the chosen image with this critic too; repeatable."),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="A setting of the search (see 'milr list'); repeatable."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Folder for the results; several prompts get one folder each in it.",
+            show_default="milr-out/<prompt>-<seed>",
+        ),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier result in --out.")] = False,
+    as_json: Json = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")] = False,
+    device: Device = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+) -> None:
+    """Draw PROMPT, look for a better image within the budget, and keep the best."""
+    from milr.runs.generate import Request, check_prompt, prepare, tasks_of
+
+    wanted = [*(prompts or ()), *(_read_prompts(prompts_file) if prompts_file is not None else ())]
+    if not wanted:
+        raise UserError('Give at least one prompt, e.g. milr generate "two red foxes above a blue car".')
+    for prompt in wanted:
+        check_prompt(prompt)
+    _check_model(model)
+    request = Request(
+        search=search,
+        preset=preset,
+        settings=_settings(settings or ()),
+        reward=reward,
+        held_out=tuple(held_out or ()),
+        budget=budget,
+        threshold=threshold,
+        seed=seed,
+    )
+    _check_early(request)
+    tasks = tasks_of(wanted)
+    folders = _claim_folders(wanted, seed, out, overwrite)
+    by_task = dict(zip([task.id for task in tasks], folders, strict=True))
+    try:
+        _generate(prepare(request), tasks, by_task, model, device, dtype, as_json, quiet)
+    finally:
+        for folder in folders:
+            folder.release()
+
+
+def _generate(
+    plan: Any,
+    tasks: Any,
+    folders: dict[str, Folder],
+    model: str,
+    device: str,
+    dtype: str,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    from milr.backbones import load
+    from milr.runs.generate import run
+    from milr.runs.live import Progressing
+
+    console = _progress_console()
+    if not quiet:
+        console.print(f"loading {_line(model)} ...", markup=False, highlight=False)
+    backbone = load(model, device=device, dtype=dtype)
+    noted: set[str] = set()
+    with Progressing(console, len(tasks), plan.request.budget, quiet) as progress:
+        try:
+            for result in run(backbone, plan, tasks, folders, progress.hear):
+                for note in result.notes:
+                    if note not in noted:
+                        progress.say(f"note: {note}")
+                        noted.add(note)
+                if as_json:
+                    print(json.dumps(result.to_json()), flush=True)
+                else:
+                    progress.live.stop() if len(tasks) == 1 else None
+                    _show(result, plan.request.budget)
+        except KeyboardInterrupt:
+            progress.live.stop()
+            kept = [folder.path for folder in folders.values() if any(folder.path.glob("drafts/*.png"))]
+            where = "nothing was drawn yet" if not kept else f"finished drafts are in {', '.join(map(str, kept))}"
+            print(f"milr: stopped by Ctrl-C; {where}.", file=sys.stderr)
+            raise typer.Exit(130) from None
+
+
+def _show(result: Result, budget: int) -> None:
+    from milr.runs.output import Folder
+
+    reward = "not scored" if result.reward is None else f"reward {result.reward:.2f}"
+    cost = result.trajectory.cost
+    print(
+        f"{reward} after {cost.reward_calls} of {budget} calls, {cost.decoded_tokens:,} decoded tokens, "
+        f"{cost.seconds:.1f} s: {_line(result.prompt)}"
+    )
+    print(f"  reasoning   {_line(result.reasoning)}")
+    for check in result.best.score.checks:
+        if not check.passed:
+            print(f"  missing     {_line(check.text)}")
+    for name, score in result.held_out.items():
+        print(f"  held-out    {name}: {score.reason if score.value is None else f'{score.value:.2f}'}")
+    if result.folder is not None:
+        folder = Folder(result.folder)
+        print(f"  image       {folder.image}")
+        print(f"  page        {folder.page}")
+        print(f"  trajectory  {folder.trajectory}")
+        print(f"  drafts      {folder.path / 'drafts'} ({len(result.trajectory.drafts)})", flush=True)
+
+
+def _read_prompts(file: Path) -> list[str]:
+    try:
+        content = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
+        lines = content.decode("utf-8-sig").splitlines()
+    except OSError as error:
+        raise UserError(f"Cannot read the prompts file {file} ({error.strerror}).") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"The prompts file {file} is not UTF-8 text; save it as UTF-8.") from error
+    found = [line.strip() for line in lines if line.strip()]
+    if not found:
+        raise UserError(f"The prompts file {file} holds no prompt; write one a line.")
+    return found
+
+
+def _settings(given: Iterable[str]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for text in given:
+        name, sign, value = text.partition("=")
+        if not sign or not name.strip():
+            raise UserError(f"--set takes NAME=VALUE, e.g. --set learning_rate=0.1, not '{_line(text)}'.")
+        found[name] = value
+    return found
+
+
+def _check_model(model: str) -> None:
+    """Find a wrong name before torch is imported. Hub ids and folders are the loader's business."""
+    from milr import registry
+
+    if "/" not in model and not Path(model).is_dir():
+        registry.find("model", model)
+
+
+def _check_early(request: Any) -> None:
+    """The names of a request, before a search (and with it torch) is imported."""
+    from milr import registry
+    from milr.runs.generate import check_numbers
+
+    check_numbers(request)
+    registry.find("search", request.search)
+    for critic in (request.reward, *request.held_out):
+        if critic is not None:
+            registry.find("critic", critic)
+
+
+def _claim_folders(prompts: list[str], seed: int, out: Path | None, overwrite: bool) -> list[Folder]:
+    """One folder a prompt, all of them ours before anything is drawn."""
+    from milr.runs.output import claim, claim_fresh, slug
+
+    claimed: list[Folder] = []
+    try:
+        for number, prompt in enumerate(prompts, 1):
+            if out is None:
+                claimed.append(claim_fresh(prompt, seed))
+            elif len(prompts) == 1:
+                claimed.append(claim(out, overwrite))
+            else:
+                claimed.append(claim(out / f"{number:0{len(str(len(prompts)))}d}-{slug(prompt)}", overwrite))
+    except BaseException:
+        for folder in claimed:
+            folder.release()
+        raise
+    return claimed
+
+
+# --- replay, compare ------------------------------------------------------------------------------------------
+
+
+@app.command()
+def replay(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that 'milr generate' wrote.")],
+    model: Annotated[str | None, typer.Option(help="Model to draw with.", show_default="the recorded one")] = None,
+    device: Device = "auto",
+    dtype: Annotated[str | None, typer.Option(help="Number format.", show_default="the recorded one")] = None,
+    as_json: Json = False,
+) -> None:
+    """Draw a recorded trajectory again and verify that the same tokens come out (exit code 1 if not)."""
+    from milr.runs.record import read_record
+
+    read_record(folder)  # a bad file is found before torch is imported
+    if model is not None:
+        _check_model(model)
+    from milr.runs.replay import replay as replay_folder
+
+    console = _progress_console()
+    outcome = replay_folder(
+        folder,
+        model,
+        device=device,
+        dtype=dtype,
+        on_draft=lambda done, drafts: console.print(f"drew {done} of {drafts}", highlight=False),
+    )
+    if as_json:
+        print(json.dumps({"same": outcome.is_same, **outcome.__dict__}))
+    elif outcome.is_same:
+        print(f"The same: all {outcome.drafts} drafts have the recorded tokens.")
+    elif outcome.refused:
+        print(f"Not drawn again: {outcome.refused}.")
+    else:
+        print(f"Different: {len(outcome.changed)} of {outcome.drafts} drafts have other tokens.")
+    if not as_json:
+        for line in outcome.changed:
+            print(f"  {line}")
+        for line in outcome.circumstances:
+            print(f"  not as it was: {line}")
+    if not outcome.is_same:
+        raise typer.Exit(1)
+
+
+@app.command()
+def compare(
+    n: Annotated[int, typer.Option("--n", min=1, max=100_000, help="Test prompts.")] = 300,
+    seed: Annotated[int, typer.Option(help="Seed of the searches.")] = 0,
+    prompt_seed: Annotated[int, typer.Option(help="Seed of the prompts.")] = 7,
+    budget: Annotated[int, typer.Option(min=1, max=10_000, help="Reward calls of each search.")] = 20,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(help="A method, a search, or search:preset; repeatable.", show_default="all of the report"),
+    ] = None,
+    benchmark: Annotated[str, typer.Option(help="Where the prompts come from.")] = "scenes",
+    model: Annotated[str, typer.Option(help="Model.")] = "lab",
+    reward: Annotated[str, typer.Option(help="Critic that is climbed and that decides.")] = "scene",
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the journal and the report.")] = Path(
+        "out/compare"
+    ),
+    device: Device = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+) -> None:
+    """Every method at equal cost on the same test prompts, with intervals; killed, it goes on where it stopped."""
+    from milr import registry
+
+    found = registry.find("benchmark", benchmark)
+    registry.find("critic", reward)
+    _check_model(model)
+    from milr.backbones import load
+    from milr.runs.compare import METHODS, choose_methods, to_markdown
+    from milr.runs.compare import compare as run_comparison
+
+    methods = choose_methods(method) if method else METHODS
+    console = _progress_console()
+    began: dict[str, tuple[float, int]] = {}
+
+    def tell(name: str, done: int, searches: int) -> None:
+        import time
+
+        start, already = began.setdefault(name, (time.monotonic(), done))
+        pace = (time.monotonic() - start) / max(1, done - already)
+        left = f", {pace * (searches - done):.0f} s left" if done > already and done < searches else ""
+        if done in (already, searches) or done % 10 == 0:
+            console.print(f"{name}: {done} of {searches} prompts{left}", highlight=False)
+
+    report = run_comparison(
+        load(model, device=device, dtype=dtype),
+        registry.load(found).tasks(n, prompt_seed),
+        out,
+        methods=methods,
+        budget=budget,
+        seed=seed,
+        critic=reward,
+        about={"benchmark": benchmark, "prompt_seed": prompt_seed},
+        tell=tell,
+    )
+    print(to_markdown(report))
+    print(f"written: {out / 'report.md'}, {out / 'report.json'}, {out / 'journal.jsonl'}")
+
+
+# --- list, doctor ---------------------------------------------------------------------------------------------
+
+
+@app.command("list")
+def list_parts(
+    kind: Annotated[
+        str | None, typer.Argument(help="models, searches, critics or benchmarks.", show_default="all")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Every model, search, critic and benchmark with one line each, those of other packages too."""
+    from milr import registry
+
+    if kind is not None and kind not in registry.PLURALS.values():
+        raise UserError(
+            f"There are no '{_line(kind, 60)}'.{registry.did_you_mean(kind, registry.PLURALS.values())} "
+            f"Name one of {', '.join(registry.PLURALS.values())}, or none for all."
+        )
+    for one, plural in registry.PLURALS.items():
+        if kind not in (None, plural):
+            continue
+        found = registry.parts(one)
+        if as_json:
+            for part in found:
+                print(json.dumps({"kind": one, "name": part.name, "summary": part.summary, "presets": part.presets,
+                                  "package": part.origin or "milr"}))  # fmt: skip
+            continue
+        print(plural)
+        width = max([len(part.name) for part in found], default=0)
+        for part in found:
+            origin = f" [{part.origin}]" if part.origin else ""
+            print(f"  {part.name:{width}}  {part.summary}{origin}")
+            if part.presets:
+                print(f"  {'':{width}}  presets: {', '.join(part.presets)}")
+        if not found:
+            print("  none")
+
+
+@app.command()
+def doctor(device: Device = "auto") -> None:
+    """What this installation is and what works in it (exit code 1 if something essential does not)."""
+    from milr.runs.doctor import examine
+
+    section, broken = "", False
+    for finding in examine(device):
+        if finding.section != section:
+            section = finding.section
+            print(section)
+        mark = {True: "ok  ", False: "FAIL" if finding.essential else "no  ", None: "    "}[finding.works]
+        print(f"  {mark} {finding.subject:16} {_line(finding.text, 300)}", flush=True)
+        broken |= finding.essential and finding.works is False
+    if broken:
+        raise typer.Exit(1)
+
+
+# --- lab ------------------------------------------------------------------------------------------------------
+
+
+# --- Small things ---------------------------------------------------------------------------------------------
+
+
+def _progress_console() -> Console:
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False)
+
+
+def _line(text: str, limit: int = 400) -> str:
+    from milr.registry import shorten
+
+    return shorten(text, limit)
+
+
+if __name__ == "__main__":
+    main()

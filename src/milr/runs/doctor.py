@@ -1,0 +1,144 @@
+"""What this installation is and what works in it. Every question may fail alone; none may stop the others."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import platform
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from milr import registry
+from milr.drafts import UserError
+from milr.version import __version__
+
+PACKAGES = (
+    "torch",
+    "transformers",
+    "safetensors",
+    "huggingface_hub",
+    "numpy",
+    "pillow",
+    "typer",
+    "rich",
+    "jinja2",
+)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report. `works` is None where there is nothing to be right or wrong."""
+
+    section: str
+    subject: str
+    text: str
+    works: bool | None = None
+    essential: bool = False
+
+
+def examine(device: str = "auto") -> Iterator[Finding]:
+    """Every finding, as it is made."""
+    yield Finding("versions", "milr", __version__)
+    yield Finding("versions", "python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
+    for package in PACKAGES:
+        try:
+            yield Finding("versions", package, metadata.version(package), True)
+        except metadata.PackageNotFoundError:
+            yield Finding("versions", package, "not installed; install milr again", False, essential=True)
+    yield from _asked("machine", "processors", lambda: f"{os.cpu_count()} cores, {_threads()} threads used by torch")
+    yield from _asked("machine", "memory", _memory)
+    yield from _asked("machine", "devices", _devices)
+    yield from _asked("models", "cache", _cache)
+    for part in registry.parts("model"):
+        yield from _model(part, device)
+    for kind in registry.KINDS[1:]:
+        for part in registry.parts(kind):
+            yield from _part(part)
+    yield from _asked("check", "lab", lambda: _draw_once(device), essential=True)
+
+
+def _asked(section: str, subject: str, question: Callable[[], str], essential: bool = False) -> Iterator[Finding]:
+    try:
+        yield Finding(section, subject, question(), True if essential else None, essential)
+    except UserError as error:
+        yield Finding(section, subject, str(error), False, essential)
+    except Exception as error:  # whatever is broken here is what the user wants to know
+        yield Finding(section, subject, f"fails ({type(error).__name__}: {error})", False, essential)
+
+
+def _model(part: registry.Part, device: str) -> Iterator[Finding]:
+    def describe() -> str:
+        if part.origin:
+            return f"{part.summary} (package {part.origin})"
+        from milr.backbones.checkpoint import describe_memory
+
+        return describe_memory(part.name, device)
+
+    yield from _asked("models", part.name, describe)
+
+
+def _part(part: registry.Part) -> Iterator[Finding]:
+    def load() -> str:
+        registry.load(part)
+        return "loads"
+
+    for finding in _asked(registry.PLURALS[part.kind], part.name, load):
+        yield Finding(finding.section, finding.subject, finding.text, finding.text == "loads")
+
+
+def _threads() -> int:
+    import torch
+
+    return torch.get_num_threads()
+
+
+def _memory() -> str:
+    pages, size = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
+    text = f"{pages * size / 2**30:.1f} GB"
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        available = next(line for line in lines if line.startswith("MemAvailable"))
+        return f"{text}, {int(available.split()[1]) / 2**20:.1f} GB of them free"
+    except (OSError, StopIteration):
+        return text
+
+
+def _devices() -> str:
+    import torch
+
+    if not torch.cuda.is_available():
+        return "cpu only"
+    names = []
+    for index in range(torch.cuda.device_count()):
+        free, total = torch.cuda.mem_get_info(index)
+        names.append(
+            f"cuda:{index} {torch.cuda.get_device_name(index)}, {free / 2**30:.0f} of {total / 2**30:.0f} GB free"
+        )
+    return "cpu; " + "; ".join(names)
+
+
+def _cache() -> str:
+    constants = importlib.import_module("huggingface_hub.constants")
+    cache = Path(constants.HF_HUB_CACHE)
+    shown = str(cache).replace(str(Path.home()), "~", 1)
+    folders = sorted(cache.glob("models--*")) if cache.is_dir() else []
+    janus = [
+        folder.name.removeprefix("models--").replace("--", "/") for folder in folders if "janus" in folder.name.lower()
+    ]
+    offline = ", offline mode" if constants.HF_HUB_OFFLINE else ""
+    return f"{shown}{offline}: {', '.join(janus) if janus else 'no Janus checkpoint yet (fetched when first used)'}"
+
+
+def _draw_once(device: str) -> str:
+    import time
+
+    from milr.backbones import load
+    from milr.drafts import Ask, Order
+
+    began = time.monotonic()
+    model = load("lab", device=device)
+    loaded = time.monotonic()
+    model.draw([Order("a red fox", Ask(), stream=0)])
+    return f"loads in {loaded - began:.1f} s and draws an image in {time.monotonic() - loaded:.1f} s"
