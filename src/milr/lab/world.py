@@ -41,6 +41,12 @@ COLOURS = {
     "gray": (130, 130, 135),
 }
 COLOUR_NAMES = tuple(COLOURS)
+# What a natural look may also be called: nobody would say that a plain apple is not red.
+NATURAL_COLOURS = {
+    "turtle": {"green"}, "frog": {"green"}, "tree": {"green"}, "cactus": {"green"}, "apple": {"red"},
+    "banana": {"yellow"}, "carrot": {"orange"}, "fox": {"orange"}, "cat": {"orange"}, "key": {"yellow"},
+    "bell": {"yellow", "orange"}, "umbrella": {"purple"},
+}  # fmt: skip
 RELATIONS = ("left of", "right of", "above", "below")
 OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 NO_FRAME = "none"
