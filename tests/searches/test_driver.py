@@ -207,9 +207,7 @@ def test_a_search_that_asks_for_nothing_or_chooses_nonsense_is_a_bug() -> None:
 
 def test_events_tell_the_whole_story_in_order() -> None:
     events: list[Event] = []
-    found = drive(
-        Toy(), CountingCritic(match), tasks(2), milr, PRESETS["paper"], budget=3, on_event=events.append
-    )
+    found = drive(Toy(), CountingCritic(match), tasks(2), milr, PRESETS["paper"], budget=3, on_event=events.append)
     mine = [event for event in events if isinstance(event, DraftScored) and event.task.id == "0"]
     assert [event.draft for event in mine] == list(found[0].drafts)
     assert mine[-1].best == found[0].best
@@ -237,8 +235,7 @@ def test_records_that_no_longer_fit_are_dropped_with_a_note() -> None:
     )
     (fresh,) = drive(Toy(), CountingCritic(match), tasks(), best_of_n, hotter, budget=4)
     assert other.notes == (
-        "Draft 1 on record was asked for differently; "
-        "it and the 2 drafts after it on record were drawn afresh.",
+        "Draft 1 on record was asked for differently; it and the 2 drafts after it on record were drawn afresh.",
     )
     assert [d.drawn.image_tokens for d in other.drafts] == [d.drawn.image_tokens for d in fresh.drafts]
 
@@ -252,9 +249,7 @@ def test_searches_run_side_by_side_and_places_are_filled() -> None:
 def test_held_out_critics_score_the_chosen_image_only_and_cost_nothing() -> None:
     held_out = CountingCritic(noise, name="other")
     broken = FixedCritic(lambda images: [Score(math.nan) for _ in images])
-    found = drive(
-        Toy(), CountingCritic(match), tasks(3), best_of_n, BestOfN(), budget=4, held_out=[held_out, broken]
-    )
+    found = drive(Toy(), CountingCritic(match), tasks(3), best_of_n, BestOfN(), budget=4, held_out=[held_out, broken])
     assert held_out.calls == 3
     for trajectory in found:
         assert trajectory.cost.reward_calls == 4

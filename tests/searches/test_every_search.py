@@ -42,10 +42,7 @@ def search(module: ModuleType, preset: str, critic: CountingCritic, **options: o
 
 
 def gist(trajectory: Trajectory) -> list[tuple[object, ...]]:
-    return [
-        (d.number, d.ask, d.stream, d.drawn.text_tokens, d.drawn.image_tokens, d.score)
-        for d in trajectory.drafts
-    ]
+    return [(d.number, d.ask, d.stream, d.drawn.text_tokens, d.drawn.image_tokens, d.score) for d in trajectory.drafts]
 
 
 def test_the_folder_is_found() -> None:
@@ -60,9 +57,7 @@ def test_a_search_spends_its_budget_and_no_more(
     module: ModuleType, preset: str, budget: int, seed: int, threshold: float
 ) -> None:
     critic, backbone = CountingCritic(match), Toy()
-    (trajectory,) = search(
-        module, preset, critic, backbone=backbone, budget=budget, seed=seed, threshold=threshold
-    )
+    (trajectory,) = search(module, preset, critic, backbone=backbone, budget=budget, seed=seed, threshold=threshold)
     drafts = trajectory.drafts
     assert 1 <= len(drafts) <= budget
     assert critic.calls == len(drafts) == len(backbone.orders) == trajectory.cost.reward_calls
@@ -112,10 +107,7 @@ def test_replay_from_recorded_drafts_asks_the_same(
     whole = search(module, preset, CountingCritic(match), budget=7, tasks=tasks(2))
     record: dict[tuple[str, int], list[Draft]] = {}
     for trajectory in whole:
-        drafts = [
-            d if keeps_latents else replace(d, drawn=replace(d.drawn, latents=None))
-            for d in trajectory.drafts
-        ]
+        drafts = [d if keeps_latents else replace(d, drawn=replace(d.drawn, latents=None)) for d in trajectory.drafts]
         record[trajectory.task.id, 0] = drafts[:done]
     critic, backbone = CountingCritic(match), Toy()
     again = search(module, preset, critic, backbone=backbone, budget=7, tasks=tasks(2), resume=record)

@@ -223,9 +223,7 @@ def test_a_draft_without_a_score_moves_nothing_and_is_drawn_again() -> None:
     text, image = moved(seen)
     assert text == [True, False, False, False, False, True, False]
     assert image == [False, False, True, False, False, False, True]
-    assert (
-        len({d.drawn.image_tokens for d in trajectory.drafts}) == 8
-    )  # the prefix or the rest is drawn afresh
+    assert len({d.drawn.image_tokens for d in trajectory.drafts}) == 8  # the prefix or the rest is drawn afresh
 
 
 def first_text(toy: Toy) -> tuple[int, ...]:

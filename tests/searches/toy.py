@@ -128,9 +128,7 @@ def _embed(words: str) -> Tensor:
 class CountingCritic:
     """Scores each image by a function of its tokens and the task, and counts."""
 
-    def __init__(
-        self, judge: Callable[[tuple[int, ...], Task], float | None], name: str = "counting"
-    ) -> None:
+    def __init__(self, judge: Callable[[tuple[int, ...], Task], float | None], name: str = "counting") -> None:
         self.name, self.judge, self.calls = name, judge, 0
         self.rewards: list[float | None] = []
 

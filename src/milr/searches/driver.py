@@ -191,18 +191,14 @@ def drive_lazily(
     def end(lanes: Sequence[Lane], *, judge_held_out: bool = True) -> list[Trajectory]:
         chosen = [lane.drafts[lane.best] for lane in lanes]
         scores = {
-            judged_by.name: judge(
-                judged_by, [draft.drawn.image for draft in chosen], [lane.task for lane in lanes]
-            )
+            judged_by.name: judge(judged_by, [draft.drawn.image for draft in chosen], [lane.task for lane in lanes])
             for judged_by in (held_out if judge_held_out and lanes else ())
         }
         return [
             Trajectory(
                 task=lane.task,
                 search=name or search_name(search),
-                settings=asdict(settings)
-                if is_dataclass(settings) and not isinstance(settings, type)
-                else {},
+                settings=asdict(settings) if is_dataclass(settings) and not isinstance(settings, type) else {},
                 critic=critic.name,
                 model=backbone.info.name,
                 seed=seed,
@@ -285,9 +281,7 @@ class Lane:
         self.notes: list[str] = []
         self.stopped = ""
         self.best = 0
-        self.ask = next(
-            asks
-        )  # a search that asks for nothing at all is a bug: StopIteration becomes RuntimeError
+        self.ask = next(asks)  # a search that asks for nothing at all is a bug: StopIteration becomes RuntimeError
 
     @property
     def order(self) -> Order:
@@ -330,9 +324,7 @@ class Lane:
             if all(kept.reward is None for kept in self.drafts):
                 self.notes.append(f"No draft could be scored; draft {self.best} is kept unjudged.")
         best_reward = self.drafts[self.best].reward
-        self.tell(
-            DraftScored(self.task, self.seed_index, draft, self.best, best_reward, self.budget, recorded)
-        )
+        self.tell(DraftScored(self.task, self.seed_index, draft, self.best, best_reward, self.budget, recorded))
 
     def feed_records(self) -> None:
         """Take recorded drafts as long as the search asks for them and needs nothing that they lack."""
@@ -412,9 +404,7 @@ def _sound(score: object, critic_name: str) -> Score:
     except (TypeError, ValueError):
         value = math.nan
     if not -ROUNDING <= value <= 1 + ROUNDING:  # False for NaN
-        return Score(
-            None, score.checks, f"critic '{critic_name}' gave the reward {score.value!r}, not in [0, 1]"
-        )
+        return Score(None, score.checks, f"critic '{critic_name}' gave the reward {score.value!r}, not in [0, 1]")
     return Score(min(1.0, max(0.0, value)), score.checks, score.reason)
 
 
@@ -433,9 +423,7 @@ def _check_arguments(
         return isinstance(value, int) and not isinstance(value, bool)
 
     if not whole(budget) or not 1 <= budget <= MAX_BUDGET:
-        raise UserError(
-            f"The budget is a whole number of reward calls from 1 to {MAX_BUDGET:,}, not {budget}."
-        )
+        raise UserError(f"The budget is a whole number of reward calls from 1 to {MAX_BUDGET:,}, not {budget}.")
     if not isinstance(threshold, (int, float)) or not math.isfinite(threshold):
         raise UserError(f"The threshold is a finite reward, from 0 to 1 as a rule, not {threshold}.")
     if not whole(seed):
@@ -445,10 +433,6 @@ def _check_arguments(
     if not whole(batch) or batch < 1:
         raise UserError(f"The batch is a whole number of at least 1, not {batch}.")
     ids = [task.id for task in tasks]
-    twice = (
-        next((task_id for task_id in ids if ids.count(task_id) > 1), None)
-        if len(set(ids)) < len(ids)
-        else None
-    )
+    twice = next((task_id for task_id in ids if ids.count(task_id) > 1), None) if len(set(ids)) < len(ids) else None
     if twice is not None:
         raise UserError(f"Two tasks have the id '{twice}'; give each its own, random streams derive from it.")

@@ -46,9 +46,7 @@ class Milr:
         "which latents a step moves: both, text and image in turn, text in the first half, or only one kind",
     )
     text_ratio: float = setting(0.2, "share of text tokens searched, lambda_t (paper: 0.2)", low=0, high=1)
-    image_ratio: float = setting(
-        0.02, "share of image tokens searched, lambda_v (paper: 0.02)", low=0, high=1
-    )
+    image_ratio: float = setting(0.02, "share of image tokens searched, lambda_v (paper: 0.02)", low=0, high=1)
     learning_rate: float = setting(0.03, "step size of Adam, eta (paper: 0.03)", low=0, high=100)
     reward_offset: float = setting(
         0.0,
@@ -71,16 +69,12 @@ class Milr:
         "how the text goes on after the searched prefix (authors' code: greedy; sampled repairs the method)",
     )
     text_temperature: float = setting(1.0, "softmax temperature of sampled text", low=0.01, high=10)
-    image_temperature: float = setting(
-        1.0, "softmax temperature of the image tokens (paper: 1)", low=0.01, high=10
-    )
+    image_temperature: float = setting(1.0, "softmax temperature of the image tokens (paper: 1)", low=0.01, high=10)
     rounding: Literal["up", "down"] = setting(
         "up",
         "of ratio x length: up, or down as in the authors' code (but at least 1, where it gives up)",
     )
-    returned: Literal["best", "last"] = setting(
-        "best", "the draft handed to the user (authors' code: the last)"
-    )
+    returned: Literal["best", "last"] = setting("best", "the draft handed to the user (authors' code: the last)")
     stop_above: float | None = setting(
         None,
         "also stop when a reward exceeds this (authors' code: 0.9, that is -0.1 after their shift)",
@@ -198,9 +192,7 @@ def _start(drawn: Drawn, problem: Problem, settings: Milr) -> dict[str, Searched
         if len(start) > 0:
             z["text"] = SearchedLatents(start, problem.text_logits, settings.learning_rate)
     if drawn.latents is not None and settings.variant != "text-only":
-        start = _rounded(
-            drawn.latents.image, settings.image_ratio, len(drawn.image_tokens), settings.rounding
-        )
+        start = _rounded(drawn.latents.image, settings.image_ratio, len(drawn.image_tokens), settings.rounding)
         if len(start) > 0:
 
             def image_logits(latents: Tensor) -> Tensor:
@@ -227,9 +219,7 @@ def _moved(variant: str, step: int, budget: int) -> tuple[str, ...]:
     return ("text", "image")
 
 
-def _credited(
-    kind: str, latents: SearchedLatents, drawn: Drawn, problem: Problem, settings: Milr
-) -> tuple[int, ...]:
+def _credited(kind: str, latents: SearchedLatents, drawn: Drawn, problem: Problem, settings: Milr) -> tuple[int, ...]:
     """The t or v whose log p(. | z) is moved: the tokens that drew the scored image, or the most probable."""
     if settings.credit == "arg-max":
         return latents.tokens("arg-max", problem.rng)

@@ -20,9 +20,7 @@ SUMMARY = "One draft, no search: greedy reasoning, sampled image"
 class Single:
     """Settings of `single`."""
 
-    image_temperature: float = setting(
-        1.0, "softmax temperature of the image tokens (paper: 1)", low=0.01, high=10
-    )
+    image_temperature: float = setting(1.0, "softmax temperature of the image tokens (paper: 1)", low=0.01, high=10)
 
     def __post_init__(self) -> None:
         check(self)

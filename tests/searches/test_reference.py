@@ -1,0 +1,153 @@
+"""The shipped search against tests/reference.py: same tokens, rewards and latents, on true Janus checkpoints."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.testing import assert_close
+
+import reference
+from milr import lab
+from milr.backbones.decoding import uniforms
+from milr.backbones.janus import JanusBackbone, load_janus
+from milr.drafts import Latents, Score, Task
+from milr.searches.driver import draft_stream, drive, search_rng
+from milr.searches.latent import Milr, milr
+
+STEPS = 5
+LAB_WEIGHTS = Path(lab.__file__).parent / "weights"
+
+VARIANTS = get_args(get_type_hints(Milr)["variant"])
+PAPER = {name: Milr(variant=name, text_ratio=0.25, image_ratio=0.2, reward_offset=-0.7) for name in VARIANTS}
+CASES = {
+    **PAPER,
+    "as printed": Milr(),
+    "official": Milr(
+        reward_offset=-1.0, credit="arg-max", rounding="down", returned="last", text_ratio=0.3, image_ratio=0.1
+    ),
+    "sampled rest": Milr(text_rest="sampled", reward_offset=-1.0),
+    "long steps": Milr(learning_rate=0.5, reward_offset=-1.0, text_ratio=1.0, image_ratio=1.0),
+}
+
+
+class Brightness:
+    """A reward that any change of the picture changes, spread over (0, 1)."""
+
+    name = "brightness"
+
+    def score(self, images: Sequence[Image.Image], tasks: Sequence[Task]) -> list[Score]:
+        return [Score(brightness(image)) for image in images]
+
+
+def brightness(image: Image.Image) -> float:
+    return zlib.crc32(np.asarray(image).tobytes()) % 1000 / 1001
+
+
+def naive(directory: Path, backbone: JanusBackbone) -> reference.NaiveJanus:
+    return reference.NaiveJanus(
+        directory,
+        reasoning=backbone.prompts.reasoning,
+        drawing=backbone.prompts.drawing,
+        undrawn=lambda ids: backbone.prompts.undrawn(ids),
+        spell=lambda tokens: backbone.prompts.text(tokens).strip(),
+        end=backbone.text_end(),
+        longest_text=backbone.max_text_tokens,
+        guidance=backbone.info.guidance,
+    )
+
+
+def compare(backbone: JanusBackbone, slow: reference.NaiveJanus, settings: Milr, prompt: str, seed: int) -> Any:
+    """Run both searches and hold them against each other, draft by draft."""
+    task = Task(prompt, id="7")
+    seen: list[Latents] = []
+
+    def watched(problem: Any, chosen: Milr) -> Any:
+        return milr(problem, chosen, watch=seen.append)
+
+    (fast,) = drive(backbone, Brightness(), [task], watched, settings, budget=STEPS + 1, seed=seed, threshold=2.0)
+
+    def numbers(stage: int, count: int) -> Any:
+        return lambda draft: uniforms(draft_stream(seed, task.id, 0, draft), stage, count)
+
+    steps = reference.search(
+        slow,
+        prompt,
+        brightness,
+        steps=STEPS,
+        variant=settings.variant,
+        text_ratio=settings.text_ratio,
+        image_ratio=settings.image_ratio,
+        learning_rate=settings.learning_rate,
+        offset=settings.reward_offset,
+        credits_most_probable=settings.credit == "arg-max",
+        rounds_down=settings.rounding == "down",
+        samples_rest_of_text=settings.text_rest == "sampled",
+        text_numbers=numbers(0, backbone.max_text_tokens),
+        image_numbers=numbers(1, backbone.info.image_tokens),
+        prefix_rng=search_rng(seed, task.id, 0),
+    )
+    assert len(fast.drafts) == len(seen) == len(steps) == STEPS + 1
+    for draft, latents, step in zip(fast.drafts, seen, steps, strict=True):
+        assert list(draft.drawn.text_tokens) == step.text
+        assert list(draft.drawn.image_tokens) == step.image
+        assert draft.reward == step.reward
+        if settings.variant != "image-only":
+            assert_same(latents.text, step.text_latents, settings.learning_rate)
+        if settings.variant != "text-only":
+            assert_same(latents.image, step.image_latents, settings.learning_rate)
+    return steps
+
+
+def assert_same(shipped: torch.Tensor, plain: torch.Tensor, learning_rate: float) -> None:
+    """1e-5, but for the few elements where the gradient itself is of the size of its rounding.
+
+    There (a token of probability 0.9999...) Adam divides noise by its own size, whoever computes it; such an
+    element may differ by a small part of a step. A wrong update moves nearly all elements by whole steps.
+    """
+    difference = (shipped - plain).abs()
+    assert shipped.shape == plain.shape
+    assert (difference <= 1e-5 * max(1.0, learning_rate / 0.03)).double().mean() >= 0.99
+    assert difference.max() <= 0.03 * learning_rate
+
+
+@pytest.fixture(scope="module")
+def tiny_naive(tiny_checkpoint: Path, tiny_backbone: JanusBackbone) -> reference.NaiveJanus:
+    return naive(tiny_checkpoint, tiny_backbone)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_tiny_janus_is_searched_as_the_paper_says(
+    tiny_backbone: JanusBackbone, tiny_naive: reference.NaiveJanus, case: str
+) -> None:
+    steps = compare(tiny_backbone, tiny_naive, CASES[case], "two red foxes above a blue car", seed=3)
+    assert len(steps[0].text) > 3  # there is something to search
+    assert len({tuple(step.image) for step in steps}) == STEPS + 1
+    if case == "long steps":
+        assert len({tuple(step.text) for step in steps}) > 2  # the text was really searched
+
+
+@pytest.mark.skipif(not LAB_WEIGHTS.is_dir(), reason="the lab model's weights are not there yet")
+@pytest.mark.parametrize(
+    "variant",
+    # Each takes some 10 s: the two that only take turns run with the slow tests.
+    [pytest.param(v, marks=pytest.mark.slow) if v in ("alternate", "text-then-image") else v for v in VARIANTS],
+)
+def test_the_lab_model_is_searched_as_the_paper_says(variant: str) -> None:
+    backbone = load_janus("lab", device="cpu", dtype="float32")
+    compare(backbone, naive(LAB_WEIGHTS, backbone), PAPER[variant], "two red foxes above a blue car", seed=1)
+
+
+def test_the_reference_really_steps() -> None:
+    """Against a slip that would make both sides agree on nothing: an Adam step by hand."""
+    z = torch.ones(2, requires_grad=True)
+    adam = torch.optim.Adam([z], lr=0.5)
+    z.grad = torch.tensor([3.0, -0.1])
+    adam.step()
+    assert_close(z.detach(), torch.tensor([0.5, 1.5]))
