@@ -1,4 +1,4 @@
-"""Unified multimodal models that can be searched. This door is light: nothing heavy loads before `load` is called.
+"""Unified multimodal models that can be searched. This door is light: nothing heavy loads before `load`.
 
 Knows the names of the models; what a name needs (torch, weights) is the business of the module behind it.
 """
@@ -51,7 +51,7 @@ def names() -> dict[str, str]:
 
 
 def load(name: str = "lab", device: str = "auto", dtype: str = "auto") -> Backbone:
-    """Load a model: a preset's name, the hub id or the directory of any Janus checkpoint, or an entry point's name.
+    """Load a model: a preset, the hub id or directory of any Janus checkpoint, or an entry point's name.
 
     Args:
         device: 'auto' (a GPU if there is one), 'cpu', 'cuda' or 'cuda:N'.

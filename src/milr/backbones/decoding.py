@@ -1,10 +1,11 @@
-"""The token loop: a lean Llama forward over a static KV cache, and one loop that writes texts and draws images.
+"""The token loop: a lean Llama forward over a static KV cache, and one loop that writes texts and images.
 
-Knows attention, caches, guidance rows and random streams. Knows no tokenizer, no prompt wording and no pixel: what a
-token means comes in with the `Stage`.
+Knows attention, caches, guidance rows and random streams. Knows no tokenizer, no prompt wording and no pixel:
+what a token means comes in with the `Stage`.
 
-Layout. A row's token at position p lies in slot p of the cache and a query at p sees the slots up to p, so shorter
-rows are padded on the right: what padding writes lies in slots that are written again before anything sees them.
+Layout. A row's token at position p lies in slot p of the cache and a query at p sees the slots up to p, so
+shorter rows are padded on the right: what padding writes lies in slots that are written again before anything
+sees them.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,18 +26,18 @@ Floats = npt.NDArray[np.float64]
 
 
 def prefix_length(ratio: float, length: int) -> int:
-    """How many of `length` tokens a prefix ratio covers: ceil(ratio * length), at least one when both are positive."""
+    """How many of `length` tokens a prefix ratio covers: ceil(ratio * length)."""
     return min(length, math.ceil(ratio * length - 1e-9))  # 0.07 * 100 is 7.000000000000001
 
 
 def uniforms(stream: int, stage: int, count: int) -> Floats:
-    """The first `count` uniform numbers of a draft's stream; number t chooses the token at position t of that stage."""
+    """The first `count` uniform numbers of a draft's stream; number t chooses the token at position t."""
     key = np.array([stream % 2**64, stage], dtype=np.uint64)
     return np.random.Generator(np.random.Philox(key=key)).random(count)
 
 
 def guide(conditional: Tensor, unconditional: Tensor, scale: float | Tensor) -> Tensor:
-    """Classifier-free guidance u + w (c - u) on logits [B, V]; scale 1 is no guidance, 0 ignores the prompt."""
+    """Classifier-free guidance u + w (c - u) on logits [B, V]; 1 is no guidance, 0 ignores the prompt."""
     return unconditional + scale * (conditional - unconditional)
 
 
@@ -58,7 +60,7 @@ def choose(logits: Tensor, temperatures: Tensor, numbers: Tensor) -> Tensor:
     return torch.where(sampled, token.clamp(max=logits.shape[-1] - 1), best)
 
 
-# --- The forward pass -----------------------------------------------------------------------------------------
+# --- The forward pass --------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -91,18 +93,16 @@ class _Layer:
 class Decoder:
     """A `LlamaModel` run over our own cache, with the module's own weights.
 
-    Query, key and value (and gate and up) are fused into one matrix each; the module's weights become views of it,
-    so that even a 7B model is held once and transformers' own forward still works.
+    Query, key and value (and gate and up) are fused into one matrix each; the module's weights become views
+    of it, so that even a 7B model is held once and transformers' own forward still works.
     """
 
-    def __init__(self, language_model: nn.Module) -> None:
+    def __init__(self, language_model: Any) -> None:
         config = language_model.config
         self.hidden_size: int = config.hidden_size
         self.heads: int = config.num_attention_heads
         self.kv_heads: int = config.num_key_value_heads
-        self.head_dim: int = (
-            getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        )
+        self.head_dim: int = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         self.epsilon: float = config.rms_norm_eps
         self.activation = language_model.layers[0].mlp.act_fn
         self.embed_tokens: nn.Embedding = language_model.embed_tokens
@@ -115,9 +115,7 @@ class Decoder:
             gate_up, gate_up_bias = _fuse(mlp.gate_proj, mlp.up_proj)
             norms = layer.input_layernorm.weight, layer.post_attention_layernorm.weight
             self.layers.append(
-                _Layer(
-                    norms[0], qkv, qkv_bias, attention.o_proj, norms[1], gate_up, gate_up_bias, mlp.down_proj
-                )
+                _Layer(norms[0], qkv, qkv_bias, attention.o_proj, norms[1], gate_up, gate_up_bias, mlp.down_proj)
             )
 
     def new_cache(self, rows: int, slots: int) -> Cache:
@@ -158,11 +156,9 @@ class Decoder:
             keys, values = cache.keys[index], cache.values[index]
             keys[row_index, :, positions] = query_key[:, :, self.heads :]
             values[row_index, :, positions] = value
-            # The query heads that share a key head are just more queries of it: [R, kv_heads, groups * T, width].
+            # Query heads that share a key head are just more queries of it: [R, kv_heads, groups * T, width].
             query = query_key[:, :, : self.heads].transpose(1, 2).reshape(rows, self.kv_heads, -1, width)
-            mixed = F.scaled_dot_product_attention(
-                query, keys[:, :, :seen], values[:, :, :seen], attn_mask=mask
-            )
+            mixed = F.scaled_dot_product_attention(query, keys[:, :, :seen], values[:, :, :seen], attn_mask=mask)
             mixed = mixed.reshape(rows, self.heads, length, width).transpose(1, 2).reshape(rows, length, -1)
             x = x + layer.out(mixed)
             normed = F.rms_norm(x, (self.hidden_size,), layer.norm_mlp, self.epsilon)
@@ -182,16 +178,16 @@ def _fuse(*linears: nn.Linear) -> tuple[Tensor, Tensor | None]:
     return weight, torch.cat(biases) if biases else None
 
 
-# --- The loop -------------------------------------------------------------------------------------------------
+# --- The loop ----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Stage:
     """What the tokens of a stage (text or image) mean.
 
-    `length` is the most tokens a row can have; `embed` gives a token's input; `logits` maps final hidden states
-    [B, branches, D] to float32 logits [B, V], `rows` naming the plans that the B rows belong to; `end` is the token
-    that ends a row early.
+    `length` is the most tokens a row can have; `embed` gives a token's input; `logits` maps final hidden
+    states [B, branches, D] and guidance scales [B, 1] to float32 logits [B, V]; `end` is the token that ends
+    a row early.
     """
 
     length: int
@@ -204,9 +200,10 @@ class Stage:
 class Plan:
     """What one draft wants of a stage.
 
-    `prompts`: text token ids, one sequence a branch (conditional, then unconditional if guided), equally long.
+    `prompts`: text token ids, a sequence for each branch (conditional, then unconditional), equally long.
     `tokens`: the forced tokens; where a position is in `free` (ascending) the token is chosen instead.
-    `keep`: how many leading latents to return. `temperature`: 0 = greedy. `numbers`: one uniform for each position.
+    `keep`: how many leading latents to return. `temperature`: 0 is greedy. `numbers`: one for each position.
+    `guidance`: the scale, if there are two branches.
     """
 
     prompts: tuple[Sequence[int], ...]
@@ -215,11 +212,12 @@ class Plan:
     keep: int
     temperature: float
     numbers: Floats
+    guidance: float = 1.0
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """Tokens without the end token, whether the row was ended, its latents [keep, branches, D] float32 on the CPU."""
+    """Tokens without the end token, whether it came, latents [keep, branches, D] float32 on the CPU, cost."""
 
     tokens: tuple[int, ...]
     ended: bool
@@ -230,121 +228,118 @@ class Decoded:
 
 @torch.no_grad()
 def decode(decoder: Decoder, stage: Stage, plans: Sequence[Plan]) -> list[Decoded]:
-    """Run one stage for a batch. All plans must have the same number of branches and something to compute.
+    """Run one stage for a batch of plans, all with the same number of branches.
 
-    The loop goes from stop to stop: in each round a row feeds the tokens up to its next free position in one pass
-    (just the last chosen token, or a whole run of forced ones) and chooses one token there.
+    A plan without a free position and without latents to return costs nothing.
+    """
+    empty = torch.zeros(0, len(plans[0].prompts), decoder.hidden_size)
+    results = {index: Decoded(tuple(plan.tokens), False, empty, 0, 0) for index, plan in enumerate(plans)}
+    running = [index for index, plan in enumerate(plans) if len(plan.free) or plan.keep]
+    if running:
+        results |= zip(running, _run(decoder, stage, [plans[index] for index in running]), strict=True)
+    return [results[index] for index in range(len(plans))]
+
+
+def _run(decoder: Decoder, stage: Stage, plans: Sequence[Plan]) -> list[Decoded]:
+    """The loop, from stop to stop.
+
+    In each round a row feeds the tokens before its next free position in one pass (just the last chosen
+    token, or a whole run of forced ones) and chooses the token there. Query q of a row is the step whose
+    hidden state predicts its token q: it feeds token q - 1, and query 0 the last token of the prompt.
     """
     device = decoder.embed_tokens.weight.device
     branches = len(plans[0].prompts)
-    stops, draws = _schedule(plans)
+    stops, draws = _schedule(plans)  # [B, rounds]
     prompt_lengths = np.array([len(plan.prompts[0]) for plan in plans])
     keeps = np.array([plan.keep for plan in plans])
+    sampled = np.zeros(len(plans), dtype=np.int64)
+    ended = np.zeros(len(plans), dtype=bool)
 
     tokens = torch.zeros(len(plans), stage.length, dtype=torch.long)
     for index, plan in enumerate(plans):
         tokens[index, : len(plan.tokens)] = torch.tensor(plan.tokens, dtype=torch.long)
     tokens = tokens.to(device)
-    latents = torch.zeros(len(plans), int(keeps.max()), branches, decoder.hidden_size, dtype=torch.float32)
-    latents = latents.to(device)
+    latents = torch.zeros(len(plans), int(keeps.max()), branches, decoder.hidden_size, device=device)
     temperatures = torch.tensor([plan.temperature for plan in plans], device=device)
     numbers = torch.from_numpy(np.stack([plan.numbers for plan in plans])).to(device)
-    stops_on_device = torch.from_numpy(stops).to(device)
-    lengths_on_device = torch.from_numpy(prompt_lengths).to(device)
+    scales = torch.tensor([[plan.guidance] for plan in plans], device=device)
 
-    slots = (
-        int(prompt_lengths.max()) + stage.length
-    )  # the last slot is never read: it takes what padding writes
+    slots = int(prompt_lengths.max()) + stage.length  # the last one is never read: surplus padding goes there
     cache = decoder.new_cache(branches * len(plans), slots)
-    live = np.arange(len(plans))  # plans whose rows are in the cache
-    rows = torch.from_numpy(live).to(device)
-    done = np.zeros(len(plans), dtype=bool)
-    sampled = np.zeros(len(plans), dtype=np.int64)
+    live = np.arange(len(plans))  # the plans whose rows are in the cache
 
     for turn in range(stops.shape[1]):
-        busy = (draws[live, turn] | (keeps[live] > stops[live, turn])) & ~done[live]
-        if turn:
-            busy &= stops[live, turn] > stops[live, turn - 1]
+        stop = stops[live, turn]
+        moves = stop > stops[live, turn - 1] if turn else np.ones(len(live), dtype=bool)
+        busy = moves & ~ended[live]
         if not busy.any():
             break
         if 2 * busy.sum() <= len(live):  # half of the rows have nothing more to do
-            chosen_rows = torch.from_numpy(np.nonzero(busy)[0]).to(device)
-            offsets = torch.arange(branches, device=device)[:, None] * len(live)
-            cache.keep_rows((chosen_rows + offsets).flatten())
-            live, busy = live[busy], busy[busy]
-            rows = torch.from_numpy(live).to(device)
+            kept_rows = np.concatenate([np.flatnonzero(busy) + branch * len(live) for branch in range(branches)])
+            cache.keep_rows(torch.from_numpy(kept_rows).to(device))
+            live, stop, busy = live[busy], stop[busy], busy[busy]
 
-        # The queries of this round: query q sees tokens 0..q-1 and its hidden state predicts token q.
-        stop = stops[live, turn]
-        first = stop if turn == 0 else np.where(busy, stops[live, turn - 1] + 1, stop)
-        if turn == 0:
-            first = -prompt_lengths[live] + 1  # the prompt comes before query 0, at negative ones
+        # Feed every row up to its stop.
+        first = np.where(busy, stops[live, turn - 1] + 1, stop) if turn else 1 - prompt_lengths
         length = int((stop - first)[busy].max()) + 1
-        if turn == 0:
-            inputs = _prefill_inputs(
-                decoder, stage, [plans[index] for index in live], stop, tokens[rows], length
-            )
-        query = torch.from_numpy(first).to(device)[:, None] + torch.arange(length, device=device)
+        rows = torch.from_numpy(live).to(device)
+        queries = torch.from_numpy(first).to(device)[:, None] + torch.arange(length, device=device)
         if turn:
-            fed = tokens[rows].gather(1, (query - 1).clamp(0, stage.length - 1))
+            fed = tokens[rows].gather(1, (queries - 1).clamp(max=stage.length - 1))
             inputs = stage.embed(fed).repeat(branches, 1, 1)
-        positions = (query + (lengths_on_device[rows] - 1)[:, None]).clamp(max=slots - 1)
-        seen_each = (prompt_lengths[live] + stop)[busy]
-        seen = int(seen_each.max())
-        uniform = length == 1 and int(seen_each.min()) == seen
-        hidden = decoder.forward(inputs, positions.repeat(branches, 1), cache, seen, uniform)
-        hidden = hidden.view(branches, len(live), length, -1)
+        else:
+            inputs = _prefill_inputs(decoder, stage, plans, stop, tokens, length)
+        positions = queries + torch.from_numpy(prompt_lengths[live] - 1).to(device)[:, None]
+        positions = positions.clamp(max=slots - 1).repeat(branches, 1)
+        ends = (prompt_lengths[live] + stop)[busy]
+        seen = int(ends.max())
+        uniform = length == 1 and int(ends.min()) == seen
+        hidden = decoder.forward(inputs, positions, cache, seen, uniform)
+        hidden = hidden.view(branches, len(live), length, -1).transpose(0, 1)
 
-        # Keep the latents of the queries asked for.
+        # Keep the latents that were asked for.
         span = first[:, None] + np.arange(length)
         wanted = (span >= 0) & (span <= stop[:, None]) & (span < keeps[live][:, None]) & busy[:, None]
         if wanted.any():
-            at_row, at_step = (torch.from_numpy(index).to(device) for index in np.nonzero(wanted))
-            latents[rows[at_row], query[at_row, at_step]] = hidden[:, at_row, at_step].transpose(0, 1).float()
+            row, step = (torch.from_numpy(index).to(device) for index in np.nonzero(wanted))
+            latents[rows[row], queries[row, step]] = hidden[row, :, step].float()
 
-        # Choose a token where this stop is a free position.
+        # Choose the token at the stop, where it is a free position.
         drawing = busy & draws[live, turn]
         if not drawing.any():
             continue
-        last = torch.from_numpy(stop - first).to(device).clamp(max=length - 1)
-        state = hidden[:, torch.arange(len(live), device=device), last].transpose(0, 1)
-        at = stops_on_device[rows, turn][:, None]
-        logits = stage.logits(state, rows)
-        token = choose(logits, temperatures[rows], numbers[rows].gather(1, at)[:, 0])
-        kept = tokens[rows].gather(1, at)[:, 0]
-        token = torch.where(torch.from_numpy(drawing).to(device), token, kept)
-        tokens[rows, at[:, 0]] = token
+        last = torch.from_numpy(np.where(busy, stop - first, 0)).to(device)
+        state = hidden[torch.arange(len(live), device=device), :, last]
+        at = torch.from_numpy(stop).to(device)
+        chosen = choose(stage.logits(state, scales[rows]), temperatures[rows], numbers[rows, at])
+        tokens[rows, at] = torch.where(torch.from_numpy(drawing).to(device), chosen, tokens[rows, at])
         sampled[live] += drawing
         if stage.end is not None:
-            done[live] |= drawing & (token == stage.end).cpu().numpy()
+            ended[live] |= drawing & (chosen == stage.end).cpu().numpy()
 
-    tokens_on_host = tokens.cpu().numpy()
-    latents = latents.cpu()
-    results = []
-    for index, plan in enumerate(plans):
-        fed = int(stops[index, -1])
-        kept_before = fed - int(np.searchsorted(np.asarray(plan.free), fed))
-        length = max(len(plan.tokens), int(plan.free[-1]) + 1 if len(plan.free) else 0)
-        row = tokens_on_host[index, :length].tolist()
-        if done[index]:
-            row = row[: int(plan.free[0]) + int(sampled[index]) - 1]
-        results.append(
-            Decoded(
-                tuple(row),
-                bool(done[index]),
-                latents[index, : plan.keep],
-                int(sampled[index]),
-                len(plan.prompts[0]) + (kept_before if not done[index] else int(plan.free[0])),
-            )
+    return [
+        _result(plan, row, bool(has_ended), latent[: plan.keep], int(count), int(fed))
+        for plan, row, has_ended, latent, count, fed in zip(
+            plans, tokens.tolist(), ended, latents.cpu(), sampled, stops[:, -1], strict=True
         )
-    return results
+    ]
+
+
+def _result(plan: Plan, row: list[int], ended: bool, latents: Tensor, sampled: int, fed: int) -> Decoded:
+    """What became of a plan whose last query was `fed`."""
+    length = max(len(plan.tokens), plan.free[-1] + 1 if plan.free else 0)
+    prefilled = fed - sum(position < fed for position in plan.free)
+    if ended:  # only a text ends, and its free positions are all that follow its forced tokens
+        length = plan.free[0] + sampled - 1
+        prefilled = plan.free[0]
+    return Decoded(tuple(row[:length]), ended, latents, sampled, len(plan.prompts[0]) + prefilled)
 
 
 def _schedule(plans: Sequence[Plan]) -> tuple[Ints, npt.NDArray[np.bool_]]:
     """Where each row stops in each round, [B, rounds], and whether it chooses a token there.
 
-    A row without free positions left repeats its last stop, choosing nothing. Latents beyond the last free position
-    need one more stop, without a choice.
+    A row without free positions left repeats its last stop, choosing nothing. Latents beyond the last free
+    position need one more stop, without a choice.
     """
     rows = []
     for plan in plans:
@@ -362,7 +357,7 @@ def _schedule(plans: Sequence[Plan]) -> tuple[Ints, npt.NDArray[np.bool_]]:
 def _prefill_inputs(
     decoder: Decoder, stage: Stage, plans: Sequence[Plan], stop: Ints, tokens: Tensor, length: int
 ) -> Tensor:
-    """Embeddings of every prompt followed by its forced tokens before the first stop, [branches * B, length, D]."""
+    """Embeddings of each prompt and of its forced tokens before the first stop, [branches * B, length, D]."""
     device = tokens.device
     branches = []
     for branch in range(len(plans[0].prompts)):

@@ -1,57 +1,49 @@
-"""Janus and Janus-Pro through transformers' own class: loading, prompts, heads, pixels and the understanding path.
+"""Janus and Janus-Pro through transformers' own class: loading, prompts, heads, pixels, understanding.
 
-Knows checkpoints, wording and ids; the token loops are in decoding.py. It never calls `generate`: transformers' image
-mode returns no hidden states, cannot switch guidance off and silently samples from the 50 best tokens.
+Knows checkpoints, wording and ids; the token loop is in decoding.py. It never calls `generate`: transformers'
+image mode returns no hidden states, cannot switch guidance off and silently samples from the 50 best tokens.
 """
 
 from __future__ import annotations
 
-import difflib
-import importlib.resources
-import json
 import math
-import os
 import re
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
-from transformers import AutoTokenizer, GenerationConfig, JanusConfig, JanusForConditionalGeneration
+from transformers import AutoTokenizer, JanusForConditionalGeneration
 from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
-from milr.backbones import PRESETS, names
 from milr.backbones.base import BackboneInfo
+from milr.backbones.checkpoint import LARGEST_BATCH, find
 from milr.backbones.decoding import Decoded, Decoder, Plan, Stage, decode, guide, prefix_length, uniforms
 from milr.drafts import Choice, Cost, Drawn, Forced, Greedy, Latents, Order, UserError
 
-# Where a checkpoint says nothing: guidance of Janus-Pro's own script, and the longest reasoning of MILR's code.
+# Where a checkpoint says nothing: the guidance of Janus-Pro's own script, the text limit of MILR's code.
 DEFAULT_GUIDANCE = 5.0
 DEFAULT_MAX_TEXT_TOKENS = 512
-LARGEST_BATCH = 64
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_SMALL_PARAMETERS = 500_000_000  # up to here float32 is cheap enough to be the default
+# --- Prompts -----------------------------------------------------------------------------------------------
 
-# --- Prompts --------------------------------------------------------------------------------------------------
-
-_ASSISTANT_FOR_IMAGES = "You are an assistant who turns the prompt of an image into a short description of the picture to be drawn."
+_ASSISTANT_FOR_IMAGES = (
+    "You are an assistant who turns the prompt of an image into a short description of the picture to draw."
+)
 _REASONING_REQUEST = (
     "Picture the image that this prompt asks for: {prompt}\n"
-    "Describe what is to be seen: every object, the attributes that the prompt gives, and how the objects relate to "
-    "each other in space. Use at most 50 words and add nothing that the prompt does not ask for."
+    "Describe what is to be seen: every object, the attributes that the prompt gives, and how the objects "
+    "relate to each other. Use at most 50 words and add nothing that the prompt does not ask for."
 )
 # Janus-Pro's own words for the understanding path.
 _ASSISTANT_FOR_VISION = (
-    "You are a helpful language and vision assistant. You are able to understand the visual content that the user "
-    "provides, and assist the user with a variety of tasks using natural language."
+    "You are a helpful language and vision assistant. You are able to understand the visual content that the "
+    "user provides, and assist the user with a variety of tasks using natural language."
 )
 _YES = ("yes", "Yes", " yes", " Yes")
 _NO = ("no", "No", " no", " No")
@@ -60,15 +52,15 @@ _NO = ("no", "No", " no", " No")
 class Prompts:
     """Token ids of the three things a Janus is asked: to reason, to draw, to answer.
 
-    A tokenizer with the named chat templates `reasoning`, `image` and `question` is asked in their words (they write
-    the whole string, from the begin token on); any other in Janus-Pro's.
+    A tokenizer with the named chat templates `reasoning`, `image` and `question` is asked in their words
+    (they write the whole string, begin token included); any other in Janus-Pro's.
     """
 
-    def __init__(self, tokenizer: Any, config: JanusConfig, generation: GenerationConfig) -> None:
+    def __init__(self, tokenizer: Any, config: Any, generation: Any) -> None:
         self._tokenizer = tokenizer
         templates = tokenizer.chat_template if isinstance(tokenizer.chat_template, dict) else {}
         self._has_templates = {"reasoning", "image", "question"} <= set(templates)
-        extra = generation.generation_kwargs if isinstance(generation.generation_kwargs, dict) else {}
+        extra = getattr(generation, "generation_kwargs", None) or {}
         self.begin = _required("a begin-of-text token", tokenizer.bos_token_id, generation.bos_token_id)
         self.end = _required("an end-of-text token", tokenizer.eos_token_id, generation.eos_token_id)
         self.pad = _required("a padding token", tokenizer.pad_token_id, generation.pad_token_id)
@@ -103,7 +95,7 @@ class Prompts:
         return [*self._encode(f"<|User|>: {wish}\n\n<|Assistant|>:"), self.begin_image]
 
     def undrawn(self, drawing: Sequence[int]) -> list[int]:
-        """The unconditional twin of an image request: all but begin tokens become padding, which is attended to."""
+        """The unconditional twin of a drawing request: all but begin tokens become padding, attended to."""
         return [token if token in (self.begin, self.begin_image) else self.pad for token in drawing]
 
     def question(self, question: str) -> list[int]:
@@ -144,9 +136,7 @@ class Prompts:
             raise UserError("The prompt is empty; say what to draw.")
         found = self._control_pattern.search(text)
         if found:
-            raise UserError(
-                f"The prompt holds {found[0]!r}, a control token of this model; write it in other words."
-            )
+            raise UserError(f"The prompt holds {found[0]!r}, a control token of this model; write it in other words.")
 
     def _render(self, template: str, user: str, assistant: str | None = None) -> list[int]:
         messages = [{"role": "user", "content": user}]
@@ -162,7 +152,7 @@ class Prompts:
         return [self.begin, *ids] if begin else list(ids)
 
     def _named(self, attribute: str, content: str) -> int | None:
-        """Id of an extra special token, by the tokenizer's attribute or, in older conversions, by its content."""
+        """Id of an extra special token, by the tokenizer's attribute or, in older files, its content."""
         content = getattr(self._tokenizer, attribute, None) or content
         return cast("int | None", self._tokenizer.get_vocab().get(content))
 
@@ -176,24 +166,10 @@ def _required(what: str, *candidates: Any) -> int:
             candidate = candidate[0]
         if candidate is not None:
             return int(candidate)
-    raise UserError(
-        f"This checkpoint's tokenizer has no {what.split(' ', 1)[1]}; use a complete Janus checkpoint."
-    )
+    raise UserError(f"This checkpoint's tokenizer has no {what.split(' ', 1)[1]}; use a complete Janus checkpoint.")
 
 
-# --- The backbone ---------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Reasoning:
-    """What the text stage hands to the image stage."""
-
-    string: str
-    tokens: tuple[int, ...]
-    ended: bool
-    latents: Tensor | None
-    sampled: int
-    prefilled: int
+# --- The backbone ------------------------------------------------------------------------------------------
 
 
 class JanusBackbone:
@@ -207,9 +183,9 @@ class JanusBackbone:
         max_text_tokens: int | None = None,
         max_batch: int = LARGEST_BATCH,
     ) -> None:
-        model.requires_grad_(False).eval()
-        config = model.config
-        generation = model.generation_config
+        model.requires_grad_(False).train(False)
+        config: Any = model.config
+        generation: Any = model.generation_config
         self.model = model
         self.prompts = Prompts(tokenizer, config, generation)
         self.max_text_tokens: int = max_text_tokens or generation.max_new_tokens or DEFAULT_MAX_TEXT_TOKENS
@@ -251,6 +227,7 @@ class JanusBackbone:
                         "choose a smaller model or another --device."
                     ) from error
                 self.max_batch = len(batch) // 2
+                torch.cuda.empty_cache()
                 continue
             waiting = waiting[len(batch) :]
         return [drawn[index] for index in range(len(orders))]
@@ -265,11 +242,12 @@ class JanusBackbone:
 
     def image_logits(self, latents: Tensor, guidance: float) -> Tensor:
         """Image head and guidance u + w (c - u): [T, 2, D] -> [T, V_image] float32; differentiable."""
-        return self._image_logits(latents, guidance).to(latents.device)
+        branches = latents[:, :1] if guidance == 1 else latents
+        return self._image_logits(branches, guidance).to(latents.device)
 
     @torch.no_grad()
     def answer(self, images: Sequence[Image.Image], questions: Sequence[str]) -> list[float]:
-        """P(yes) against P(no) for one question about each image: the mass on the first tokens of either word."""
+        """P(yes) against P(no) for a question about each image: the mass on either word's first tokens."""
         answers: list[float] = []
         for start in range(0, len(images), self.max_batch):
             chosen = slice(start, start + self.max_batch)
@@ -287,114 +265,81 @@ class JanusBackbone:
     @torch.no_grad()
     def _draw_batch(self, orders: Sequence[Order]) -> list[Drawn]:
         started = time.perf_counter()
-        reasonings = self._write(orders)
+        texts = self._write(orders)
+        reasonings = [self.prompts.text(text.tokens).strip() for text in texts]
         pictures = self._paint(orders, reasonings)
         images = self.pixels([picture.tokens for picture in pictures])
         seconds = (time.perf_counter() - started) / len(orders)
         drawn = []
-        for order, text, picture, image in zip(orders, reasonings, pictures, images, strict=True):
-            latents = None
-            if text.latents is not None or len(picture.latents):
-                width = self.info.hidden_size
-                of_text = torch.zeros(0, width) if text.latents is None else text.latents
-                of_image = (
-                    picture.latents.expand(-1, 2, -1) if len(picture.latents) else torch.zeros(0, 2, width)
-                )
-                latents = Latents(of_text.clone(), of_image.clone())
+        for order, reasoning, text, picture, image in zip(orders, reasonings, texts, pictures, images, strict=True):
+            asked = order.ask.text_ratio > 0 or order.ask.image_ratio > 0
+            latents = Latents(text.latents[:, 0], picture.latents.expand(-1, 2, -1).clone()) if asked else None
             cost = Cost(0, text.sampled, picture.sampled, text.prefilled + picture.prefilled, seconds)
-            guidance = self._guidance(order)
             drawn.append(
-                Drawn(text.string, text.tokens, text.ended, picture.tokens, image, latents, guidance, cost)
+                Drawn(
+                    reasoning=reasoning,
+                    text_tokens=text.tokens,
+                    text_ended=text.ended,
+                    image_tokens=picture.tokens,
+                    image=image,
+                    latents=latents,
+                    guidance=self._guidance(order),
+                    cost=cost,
+                )
             )
         return drawn
 
-    def _write(self, orders: Sequence[Order]) -> list[_Reasoning]:
-        """The text stage. A text that is forced to its end is only run where its latents are asked for."""
+    def _write(self, orders: Sequence[Order]) -> list[Decoded]:
+        """The text stage. A text that is forced to its end only runs where its latents are asked for."""
         limit, end = self.max_text_tokens, self.prompts.end
-        plans: dict[int, Plan] = {}
-        whole: dict[int, tuple[tuple[int, ...], bool]] = {}
-        for index, order in enumerate(orders):
+        plans, closed = [], []
+        for order in orders:
             choice = order.ask.text
-            forced = choice.tokens if isinstance(choice, Forced) else ()
-            ended = end in forced
-            tokens = forced[: forced.index(end)] if ended else forced[:limit]
-            free = range(0) if ended else range(len(tokens), limit)
+            tokens = choice.tokens[: limit + 1] if isinstance(choice, Forced) else ()
+            closed.append(end in tokens)
+            tokens = tokens[: tokens.index(end)] if closed[-1] else tokens[:limit]
+            free = range(0) if closed[-1] else range(len(tokens), limit)
             keep = prefix_length(order.ask.text_ratio, limit if free else len(tokens))
-            if not free:
-                whole[index] = tokens, ended
-            if free or keep:
-                numbers = uniforms(order.stream, 0, limit)
-                prompt = (self._text_ids(order.prompt),)
-                plans[index] = Plan(prompt, tokens, free, keep, _temperature(choice), numbers)
-        stage = Stage(
-            limit, self._decoder.embed_tokens, lambda state, rows: self.text_logits(state[:, 0]), end
-        )
-        decoded = self._decode(stage, plans)
-        reasonings = []
-        for index, order in enumerate(orders):
-            done = decoded.get(index)
-            tokens, ended = whole.get(index) or (done.tokens, done.ended)  # type: ignore[union-attr]
-            latents = None
-            if done and order.ask.text_ratio > 0:
-                latents = done.latents[: prefix_length(order.ask.text_ratio, len(tokens)), 0]
-            string = self.prompts.text(tokens).strip()
-            spent = (done.sampled, done.prefilled) if done else (0, 0)
-            reasonings.append(_Reasoning(string, tuple(tokens), ended, latents, *spent))
-        return reasonings
+            prompts = (self._text_ids(order.prompt),)
+            plans.append(Plan(prompts, tokens, free, keep, _temperature(choice), uniforms(order.stream, 0, limit)))
+        stage = Stage(limit, self._decoder.embed_tokens, lambda state, _: self.text_logits(state[:, 0]), end)
+        texts = []
+        for order, was_closed, text in zip(orders, closed, decode(self._decoder, stage, plans), strict=True):
+            keep = prefix_length(order.ask.text_ratio, len(text.tokens))
+            texts.append(replace(text, ended=text.ended or was_closed, latents=text.latents[:keep]))
+        return texts
 
-    def _paint(self, orders: Sequence[Order], reasonings: Sequence[_Reasoning]) -> list[Decoded]:
+    def _paint(self, orders: Sequence[Order], reasonings: Sequence[str]) -> list[Decoded]:
         """The image stage: a conditional row for each draft and, if guided, an unconditional one."""
         count = self.info.image_tokens
-        plans: dict[int, Plan] = {}
-        whole: dict[int, Decoded] = {}
-        for index, (order, text) in enumerate(zip(orders, reasonings, strict=True)):
+        plans = []
+        for order, reasoning in zip(orders, reasonings, strict=True):
             choice = order.ask.image
-            tokens, free = self._image_choice(choice)
+            tokens: tuple[int, ...] = ()
+            free: Sequence[int] = range(count)
+            if isinstance(choice, Forced):
+                tokens = choice.tokens[:count]
+                free = range(len(tokens), count) if choice.free is None else sorted(choice.free)
+            drawing = self.prompts.drawing(order.prompt, reasoning)
+            guided = self._guidance(order) != 1.0
+            prompts = (drawing, self.prompts.undrawn(drawing)) if guided else (drawing,)
             keep = prefix_length(order.ask.image_ratio, count)
-            if not free and not keep:
-                whole[index] = Decoded(tokens, False, torch.zeros(0), 0, 0)
-                continue
-            drawing = self.prompts.drawing(order.prompt, text.string)
-            branches = (
-                (drawing,) if self._guidance(order) == 1.0 else (drawing, self.prompts.undrawn(drawing))
-            )
-            plans[index] = Plan(
-                branches, tokens, free, keep, _temperature(choice), uniforms(order.stream, 1, count)
-            )
-        scales = torch.tensor([[self._guidance(orders[index])] for index in plans], device=self.model.device)
-        stage = Stage(
-            count,
-            self.model.prepare_embeddings_for_image_generation,
-            lambda state, rows: self._image_logits(state, 1.0 if state.shape[1] == 1 else scales[rows]),
-        )
-        decoded = whole | self._decode(stage, plans)
-        return [decoded[index] for index in range(len(orders))]
-
-    def _decode(self, stage: Stage, plans: Mapping[int, Plan]) -> dict[int, Decoded]:
-        if not plans:
-            return {}
-        return dict(zip(plans, decode(self._decoder, stage, list(plans.values())), strict=True))
-
-    def _image_choice(self, choice: Choice) -> tuple[tuple[int, ...], Sequence[int]]:
-        """The forced image tokens and the free positions."""
-        count = self.info.image_tokens
-        if not isinstance(choice, Forced):
-            return (), range(count)
-        if choice.free is None:
-            return choice.tokens[:count], range(len(choice.tokens), count)
-        return choice.tokens, sorted(choice.free)
+            numbers = uniforms(order.stream, 1, count)
+            plans.append(Plan(prompts, tokens, free, keep, _temperature(choice), numbers, self._guidance(order)))
+        stage = Stage(count, self.model.prepare_embeddings_for_image_generation, self._image_logits)
+        return decode(self._decoder, stage, plans)
 
     def _image_logits(self, latents: Tensor, guidance: float | Tensor) -> Tensor:
         head = self.model.model.generation_head
         latents = latents.to(self.model.device, self.model.dtype)
-        if isinstance(guidance, float | int) and guidance == 1:
+        if latents.shape[1] == 1:
             return cast(Tensor, head(latents[:, 0]).float())
         logits = head(latents).float()  # before guidance, which multiplies the rounding of bfloat16
         return guide(logits[:, 0], logits[:, 1], guidance)
 
     @torch.no_grad()
     def pixels(self, pictures: Sequence[Sequence[int]]) -> list[Image.Image]:
-        """Decode whole images. transformers leaves values outside [-1, 1]; they are clipped, as in Janus's script."""
+        """Decode whole images, clipping what lies outside [-1, 1] as Janus's own script does."""
         at_once = max(1, 2**20 // self.info.image_size**2)  # a 384-pixel image takes about 0.5 GB on its way
         images: list[Image.Image] = []
         for start in range(0, len(pictures), at_once):
@@ -440,21 +385,17 @@ class JanusBackbone:
         for choice in (order.ask.text, order.ask.image):
             temperature = getattr(choice.then if isinstance(choice, Forced) else choice, "temperature", 1.0)
             if not (math.isfinite(temperature) and temperature > 0):
-                raise UserError(
-                    f"The temperature is {temperature}; it must be > 0 (use greedy choice for 0)."
-                )
+                raise UserError(f"The temperature is {temperature}; it must be > 0 (use greedy choice for 0).")
         image = order.ask.image
         if isinstance(image, Forced) and image.free is not None:
             count = self.info.image_tokens
             if len(image.tokens) != count or not image.free <= set(range(count)):
-                raise ValueError(
-                    f"with `free`, a forced image is all {count} tokens and free positions below {count}"
-                )
+                raise ValueError(f"with `free`, a forced image is all {count} tokens and free positions below {count}")
         prompt = self._text_ids(order.prompt)
         longest = self._longest - self.max_text_tokens - self.info.image_tokens
         if len(prompt) > longest:
             raise UserError(
-                f"The prompt is {len(prompt)} tokens long; {self.info.name} reads at most {max(longest, 0)}. Shorten it."
+                f"The prompt is {len(prompt)} tokens long; {self.info.name} reads at most {max(longest, 0)}."
             )
 
 
@@ -476,39 +417,25 @@ def _vision_input(image: Image.Image, size: int) -> Tensor:
     return pixels / 127.5 - 1
 
 
-# --- Loading --------------------------------------------------------------------------------------------------
+# --- Loading -----------------------------------------------------------------------------------------------
 
 
 def load_janus(name_or_dir: str = "lab", device: str = "auto", dtype: str = "auto") -> JanusBackbone:
     """Load a preset, a hub id or a local directory. Safetensors only, never remote code.
 
-    Raises UserError, before any weight is read, for a wrong name, device or dtype, a checkpoint that is no Janus or
-    is incomplete, or too little memory.
+    Raises UserError, mostly before any weight is read, for a wrong name, device or dtype, a checkpoint that
+    is no Janus or is incomplete, or too little memory.
     """
-    target = _device(device)
-    directory, name = _locate(name_or_dir)
-    config = _read_config(directory, name)
-    weights = _weight_names(directory, name)
-    kind = _dtype(dtype, config, target)
-    needed = memory_needed(config, kind)
-    free = free_bytes(target)
-    if free is not None and needed.total > free:
-        raise UserError(
-            f"{name} in {_dtype_name(kind)} needs {needed.total / 1e9:.1f} GB ({needed.weights / 1e9:.1f} GB of "
-            f"weights), but {target} has {free / 1e9:.1f} GB free; choose a smaller model, another --device"
-            + (" or --dtype bfloat16." if kind == torch.float32 else ".")
-        )
-    # JanusConfig ties the heads by default, which is wrong for every checkpoint that holds an lm_head of its own.
-    config.tie_word_embeddings = "lm_head.weight" not in weights
+    found = find(name_or_dir, device, dtype)
     showed_progress = is_progress_bar_enabled()
-    if needed.weights < 10**9:
-        disable_progress_bar()  # over before it can be read
+    if found.memory.weights < 10**9:
+        disable_progress_bar()  # type: ignore[no-untyped-call]  # over before it could be read
     try:
-        tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
-        model, report = JanusForConditionalGeneration.from_pretrained(
-            directory,
-            config=config,
-            dtype=kind,
+        tokenizer = AutoTokenizer.from_pretrained(found.directory, trust_remote_code=False, local_files_only=True)
+        loaded: Any = JanusForConditionalGeneration.from_pretrained(
+            found.directory,
+            config=found.config,
+            dtype=found.dtype,
             use_safetensors=True,
             trust_remote_code=False,
             local_files_only=True,
@@ -517,219 +444,14 @@ def load_janus(name_or_dir: str = "lab", device: str = "auto", dtype: str = "aut
         )
     except Exception as error:  # whatever a broken file makes the readers raise, the answer is the same
         reason = str(error).strip().splitlines()
-        raise UserError(
-            f"The checkpoint {name} cannot be read ({reason[0] if reason else error!r})."
-        ) from error
+        raise UserError(f"{found.name} cannot be read ({reason[0] if reason else error!r}).") from error
     finally:
         if showed_progress:
-            enable_progress_bar()
+            enable_progress_bar()  # type: ignore[no-untyped-call]
+    model, report = loaded
     missing = sorted(report["missing_keys"])
     if missing:
-        raise UserError(
-            f"The checkpoint {name} is incomplete: {len(missing)} weights are missing, the first is {missing[0]}."
-        )
-    model.to(target)
-    if not config.tie_word_embeddings:
+        raise UserError(f"{found.name} is incomplete: {len(missing)} weights are missing, the first is {missing[0]}.")
+    if not found.config.tie_word_embeddings:
         assert model.lm_head.weight.data_ptr() != model.get_input_embeddings().weight.data_ptr()
-    room = LARGEST_BATCH if free is None else int((free - needed.weights) * 0.8 // needed.image)
-    return JanusBackbone(model, tokenizer, name, max_batch=max(1, min(LARGEST_BATCH, room)))
-
-
-def _locate(name_or_dir: str) -> tuple[str, str]:
-    """The local directory of a checkpoint and the name that results carry (never a path)."""
-    preset = PRESETS.get(name_or_dir)
-    if preset and not preset.source:
-        directory = str(importlib.resources.files("milr.lab") / "weights")
-        if not os.path.isfile(os.path.join(directory, "config.json")):
-            raise UserError(
-                "This installation has no weights of the embedded model 'lab'; install milr again, or train them "
-                "with 'milr lab train'."
-            )
-        return directory, preset.name
-    if preset:
-        return _download(preset.source), preset.source
-    if os.path.isdir(name_or_dir):
-        return name_or_dir, Path(name_or_dir).resolve().name
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", name_or_dir) and not name_or_dir.startswith("."):
-        return _download(name_or_dir), name_or_dir
-    close = difflib.get_close_matches(name_or_dir.lower(), names(), n=1, cutoff=0.5)
-    hint = f"Did you mean '{close[0]}'? " if close else ""
-    raise UserError(
-        f"Unknown model '{name_or_dir}'. {hint}Give one of {', '.join(names())}, a hub id (owner/name) or the "
-        "directory of a Janus checkpoint."
-    )
-
-
-def _download(repository: str) -> str:
-    """The local copy of a hub repository, fetched if need be: its small files first, so mistakes cost little."""
-    from huggingface_hub import errors, snapshot_download
-
-    try:
-        directory = snapshot_download(repository, allow_patterns=["config.json"])
-        if os.path.isfile(os.path.join(directory, "config.json")):
-            _read_config(directory, repository)
-        return snapshot_download(repository, allow_patterns=["*.json", "*.jinja", "*.safetensors"])
-    except errors.GatedRepoError as error:
-        raise UserError(
-            f"{repository} asks for its licence to be accepted: log in with 'hf auth login'."
-        ) from error
-    except errors.RepositoryNotFoundError as error:
-        raise UserError(
-            f"There is no model '{repository}' on the Hugging Face hub; check its spelling."
-        ) from error
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{repository} is not on this machine and could not be fetched from the Hugging Face hub; check the "
-            "network, or give the directory of a copy."
-        ) from error
-
-
-def _read_config(directory: str, name: str) -> JanusConfig:
-    path = os.path.join(directory, "config.json")
-    try:
-        with open(path, encoding="utf-8") as file:
-            fields = json.load(file)
-    except FileNotFoundError as error:
-        raise UserError(
-            f"{name} is no checkpoint: it has no config.json; give a Janus checkpoint."
-        ) from error
-    except (OSError, ValueError) as error:
-        raise UserError(f"The config.json of {name} cannot be read ({error}).") from error
-    kind = fields.get("model_type") if isinstance(fields, dict) else None
-    if kind != "janus":
-        fix = " (convert it to the transformers format first)" if kind == "multi_modality" else ""
-        raise UserError(f"{name} is a '{kind}' checkpoint, not 'janus'{fix}; try 'janus-pro-1b' or 'lab'.")
-    try:
-        return JanusConfig.from_dict(fields)
-    except Exception as error:  # strict configurations raise their own kinds
-        raise UserError(f"The config.json of {name} is not a Janus configuration ({error}).") from error
-
-
-def _weight_names(directory: str, name: str) -> set[str]:
-    """Names of the stored tensors, from the index or the file's header; also checks that every file is there."""
-    from safetensors import SafetensorError, safe_open
-
-    index, single = (
-        os.path.join(directory, file) for file in ("model.safetensors.index.json", "model.safetensors")
-    )
-    try:
-        if os.path.isfile(index):
-            with open(index, encoding="utf-8") as file:
-                places: dict[str, str] = json.load(file)["weight_map"]
-            for shard in sorted(set(places.values())):
-                if not os.path.isfile(os.path.join(directory, shard)):
-                    raise UserError(
-                        f"The checkpoint {name} is incomplete: {shard} is missing; fetch it again."
-                    )
-            return set(places)
-        if os.path.isfile(single):
-            with safe_open(single, framework="pt") as tensors:
-                return set(tensors.keys())
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise UserError(f"The weights of {name} cannot be read ({error}); fetch them again.") from error
-    raise UserError(
-        f"{name} has no weights in safetensors format (model.safetensors), the only one that is read."
-    )
-
-
-def _device(device: str) -> torch.device:
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    match = re.fullmatch(r"cpu|cuda(?::(\d+))?", device)
-    if not match:
-        raise UserError(f"Unknown device '{device}'; use auto, cpu, cuda or cuda:N.")
-    if device != "cpu":
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if int(match[1] or 0) >= count:
-            raise UserError(
-                f"There is no device '{device}': {count} CUDA devices are usable; use --device cpu."
-            )
-    return torch.device(device)
-
-
-def _dtype(dtype: str, config: JanusConfig, device: torch.device) -> torch.dtype:
-    if dtype == "auto":
-        return torch.float32 if _parameters(config) <= _SMALL_PARAMETERS else torch.bfloat16
-    if dtype not in DTYPES:
-        raise UserError(f"Unknown dtype '{dtype}'; use auto, {', '.join(DTYPES)}.")
-    if dtype == "float16" and device.type == "cpu":
-        raise UserError("float16 is for GPUs; on the CPU use --dtype bfloat16 or float32.")
-    return DTYPES[dtype]
-
-
-def _dtype_name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-# --- Memory ---------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Memory:
-    """Bytes that a model needs: its weights, and what each image drawn at once adds (cache of two rows, pixels)."""
-
-    weights: int
-    image: int
-
-    @property
-    def total(self) -> int:
-        """The least that is of use: the weights and one image."""
-        return self.weights + self.image
-
-
-def memory_needed(config: JanusConfig, dtype: torch.dtype) -> Memory:
-    """Computed from the configuration alone."""
-    size, text = dtype.itemsize, config.text_config
-    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    per_token = 2 * text.num_hidden_layers * text.num_key_value_heads * head * size
-    tokens = int(config.vq_config.num_patches) ** 2 + 200  # room for a prompt and a reasoning
-    pixels = (int(config.vq_config.num_patches) * 2 ** (len(config.vq_config.channel_multiplier) - 1)) ** 2
-    decoding = 8 * pixels * config.vq_config.base_channels * size  # feature maps at full size, measured
-    return Memory(_parameters(config) * size, 2 * tokens * per_token + decoding)
-
-
-def free_bytes(device: torch.device) -> int | None:
-    """Memory that can still be taken on a device; None where the system does not tell."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            match = re.search(r"^MemAvailable:\s+(\d+) kB", file.read(), re.MULTILINE)
-    except OSError:
-        return None
-    return int(match[1]) * 1024 if match else None
-
-
-def describe_memory(name_or_dir: str, device: str = "auto", dtype: str = "auto") -> str:
-    """One line: what a model needs and what the device has, e.g. for `milr doctor`. Reads no weights.
-
-    The presets are described without a network, from their known configurations.
-    """
-    from milr.backbones.random_checkpoint import CONFIGS
-
-    target = _device(device)
-    if name_or_dir in CONFIGS:
-        config, name = CONFIGS[name_or_dir](), name_or_dir
-    else:
-        directory, name = _locate(name_or_dir)
-        config = _read_config(directory, name)
-    kind = _dtype(dtype, config, target)
-    needed, free = memory_needed(config, kind), free_bytes(target)
-    has = "unknown memory" if free is None else f"{free / 1e9:.1f} GB free"
-    fits = "" if free is None or needed.total <= free else ": too little"
-    return (
-        f"{name} in {_dtype_name(kind)}: {needed.weights / 1e9:.2f} GB of weights and {needed.image / 1e9:.2f} GB for "
-        f"each image drawn at once; {target} has {has}{fits}"
-    )
-
-
-@lru_cache(maxsize=8)
-def _parameters_of(fields: str) -> int:
-    config = JanusConfig.from_dict(json.loads(fields))
-    with torch.device("meta"):
-        model = JanusForConditionalGeneration(config)
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
-def _parameters(config: JanusConfig) -> int:
-    return _parameters_of(json.dumps(config.to_dict(), sort_keys=True, default=str))
+    return JanusBackbone(model.to(found.device), tokenizer, found.name, max_batch=found.images_at_once())

@@ -1,6 +1,6 @@
-"""Checkpoints of the true architecture with random weights: tiny ones for tests, and the exact sizes of Janus-Pro.
+"""Checkpoints of the true architecture with random weights: tiny for tests, or as large as Janus-Pro.
 
-They prove that loading, memory and speed are right without any download; what they draw is noise. From a shell:
+They prove loading, memory and speed without any download; what they draw is noise. From a shell:
 
     python -m milr.backbones.random_checkpoint janus-pro-1b --out DIR [--seed 0]
 """
@@ -13,6 +13,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -33,7 +34,7 @@ from milr.drafts import UserError
 SHARD_BYTES = 1_000_000_000
 
 
-# --- Configurations -------------------------------------------------------------------------------------------
+# --- Configurations ----------------------------------------------------------------------------------------
 
 
 def _janus_pro(hidden: int, layers: int, heads: int, intermediate: int) -> JanusConfig:
@@ -116,26 +117,26 @@ def tiny(
 
 CONFIGS: dict[str, Callable[[], JanusConfig]] = {"janus-pro-1b": janus_pro_1b, "janus-pro-7b": janus_pro_7b}
 
-# --- Tokenizer ------------------------------------------------------------------------------------------------
+# --- Tokenizer ---------------------------------------------------------------------------------------------
 
 _SENTENCES = (
     "a photo of a red apple and two green birds above a blue car, left of the white dog on the table",
-    "Describe what is to be seen: every object, the attributes that the prompt gives, and how the objects relate.",
-    "You are a helpful language and vision assistant. Is there a yellow clock below the bench? Answer yes or no.",
-    "three black cats to the right of an orange bowl with a wooden spoon, at night, next to a small purple book",
+    "Describe what is to be seen: every object, the attributes that the prompt gives, how they relate.",
+    "You are a helpful vision assistant. Is there a yellow clock below the bench? Answer yes or no.",
+    "three black cats to the right of an orange bowl with a wooden spoon, next to a small purple book",
 )
 
 TEMPLATES = {
     "reasoning": "{{ bos_token }}{{ messages[0]['content'] }} =>",
     "image": "{{ bos_token }}{{ messages[0]['content'] }} => {{ messages[1]['content'] }}<begin_of_image>",
-    "question": "{{ bos_token }}<begin_of_image><image_placeholder><end_of_image>{{ messages[0]['content'] }} ",
+    "question": "{{ bos_token }}<image_placeholder>{{ messages[0]['content'] }} ",
 }
 
 
-def make_tokenizer(config: JanusConfig, templates: bool) -> PreTrainedTokenizerFast:
+def make_tokenizer(config: Any, templates: bool) -> PreTrainedTokenizerFast:
     """A byte-level BPE (any Unicode can be written) with the special tokens at the ids that `config` names.
 
-    The merges come from a few sentences; unused names fill the vocabulary up. The begin and end of an image take
+    The merges come from a few sentences; unused names fill the vocabulary up. Begin and end of an image take
     Janus-Pro's ids where they fit, else the two after the image token.
     """
     text, image = config.text_config, config.image_token_id
@@ -166,7 +167,7 @@ def make_tokenizer(config: JanusConfig, templates: bool) -> PreTrainedTokenizerF
     tokenizer.add_special_tokens(
         [special.get(index, f"<｜place▁holder▁no▁{index}｜>") for index in range(base, last + 1)]
     )
-    fast = PreTrainedTokenizerFast(
+    fast = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=tokenizer,
         bos_token=special[text.bos_token_id],
         eos_token=special[text.eos_token_id],
@@ -184,12 +185,10 @@ def make_tokenizer(config: JanusConfig, templates: bool) -> PreTrainedTokenizerF
     return fast
 
 
-# --- Weights --------------------------------------------------------------------------------------------------
+# --- Weights -----------------------------------------------------------------------------------------------
 
 
-def _tensors(
-    config: JanusConfig, dtype: torch.dtype, seed: int, spread: float
-) -> Iterator[tuple[str, Tensor]]:
+def _tensors(config: Any, dtype: torch.dtype, seed: int, spread: float) -> Iterator[tuple[str, Tensor]]:
     """Every weight by name, made one at a time: norms 1, biases 0, the rest normal with deviation `spread`.
 
     A tiny model needs a large spread to have preferences, and an end token that is chosen now and then.
@@ -210,7 +209,7 @@ def _tensors(
 
 
 def make_checkpoint(
-    config: JanusConfig,
+    config: Any,  # a JanusConfig, whose parts transformers leaves untyped
     directory: str | Path,
     seed: int = 0,
     dtype: torch.dtype = torch.bfloat16,
@@ -260,7 +259,7 @@ def make_checkpoint(
     config.architectures = ["JanusForConditionalGeneration"]
     config.dtype = dtype
     config.save_pretrained(directory)
-    generation = GenerationConfig(
+    generation = GenerationConfig(  # type: ignore[no-untyped-call]
         bos_token_id=config.text_config.bos_token_id,
         eos_token_id=config.text_config.eos_token_id,
         pad_token_id=config.text_config.pad_token_id,

@@ -1,0 +1,258 @@
+"""Finding a Janus checkpoint, and checking it before a single weight is read: place, format, device, memory.
+
+Every mistake that small files can tell is told here, in one sentence. Builds no model (but an empty one, to
+count its parameters) and knows nothing of drawing.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib.resources
+import json
+import os
+import re
+from collections.abc import Set
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers import JanusConfig, JanusForConditionalGeneration
+
+from milr.backbones import PRESETS, names
+from milr.drafts import UserError
+
+LARGEST_BATCH = 64
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_SMALL_PARAMETERS = 500_000_000  # up to here float32 is cheap enough to be the default
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes a model needs: for its weights, and for each image drawn at once (two cache rows, pixels)."""
+
+    weights: int
+    image: int
+
+    @property
+    def total(self) -> int:
+        """The least that is of use: the weights and one image."""
+        return self.weights + self.image
+
+
+@dataclass(frozen=True)
+class Found:
+    """A checkpoint that can be loaded. `name` is what results carry: never a full path."""
+
+    directory: str
+    name: str
+    config: JanusConfig
+    device: torch.device
+    dtype: torch.dtype
+    memory: Memory
+    free: int | None
+
+    def images_at_once(self) -> int:
+        """How many images to draw in one batch; the engine halves it should this be too many."""
+        if self.free is None:
+            return LARGEST_BATCH
+        room = int((self.free - self.memory.weights) * 0.8) // self.memory.image
+        return max(1, min(LARGEST_BATCH, room))
+
+
+def find(name_or_dir: str, device: str, dtype: str) -> Found:
+    """Find a checkpoint (fetching it if need be) and check that it can be loaded; raises UserError if not."""
+    target = _device(device)
+    directory, name = _locate(name_or_dir)
+    config = _read_config(directory, name)
+    # JanusConfig ties the heads by default, which is wrong for a checkpoint that holds an lm_head of its own.
+    config.tie_word_embeddings = "lm_head.weight" not in _weight_names(directory, name)
+    kind = _dtype(dtype, config, target)
+    needed, free = memory_needed(config, kind), free_bytes(target)
+    if free is not None and needed.total > free:
+        smaller = " or --dtype bfloat16" if kind == torch.float32 else ""
+        raise UserError(
+            f"{name} in {_name(kind)} needs {needed.total / 1e9:.1f} GB of memory, but {target} has only "
+            f"{free / 1e9:.1f} GB free; choose a smaller model, another --device{smaller}."
+        )
+    return Found(directory, name, config, target, kind, needed, free)
+
+
+def describe_memory(name_or_dir: str, device: str = "auto", dtype: str = "auto") -> str:
+    """One line for people: what a model needs and what the device has. Reads no weights.
+
+    The presets of Janus-Pro are described without a network, from their known configurations.
+    """
+    from milr.backbones.random_checkpoint import CONFIGS
+
+    target = _device(device)
+    if name_or_dir in CONFIGS:
+        config, name = CONFIGS[name_or_dir](), name_or_dir
+    else:
+        directory, name = _locate(name_or_dir)
+        config = _read_config(directory, name)
+    kind = _dtype(dtype, config, target)
+    needed, free = memory_needed(config, kind), free_bytes(target)
+    has = "an unknown amount" if free is None else f"{free / 1e9:.1f} GB"
+    verdict = "" if free is None or needed.total <= free else ": too little"
+    return (
+        f"{name} in {_name(kind)} needs {needed.weights / 1e9:.2f} GB for its weights and "
+        f"{needed.image / 1e9:.2f} GB for each image drawn at once; {target} has {has} free{verdict}."
+    )
+
+
+# --- Place -------------------------------------------------------------------------------------------------
+
+
+def _locate(name_or_dir: str) -> tuple[str, str]:
+    """The local directory of a checkpoint, and its name."""
+    preset = PRESETS.get(name_or_dir)
+    if preset and not preset.source:
+        directory = str(importlib.resources.files("milr.lab") / "weights")
+        if not os.path.isfile(os.path.join(directory, "config.json")):
+            raise UserError(
+                "This installation lacks the weights of the embedded model 'lab'; install milr again, or "
+                "train them with 'milr lab train'."
+            )
+        return directory, preset.name
+    if preset:
+        return _download(preset.source), preset.source
+    if os.path.isdir(name_or_dir):
+        return name_or_dir, Path(name_or_dir).resolve().name
+    close = difflib.get_close_matches(name_or_dir.lower(), names(), n=1)
+    if not close and re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", name_or_dir):
+        return _download(name_or_dir), name_or_dir
+    hint = f"did you mean '{close[0]}'? Known are" if close else "known are"
+    raise UserError(
+        f"Unknown model '{name_or_dir}': {hint} {', '.join(names())}, any hub id (owner/name) and the "
+        "directory of any Janus checkpoint."
+    )
+
+
+def _download(repository: str) -> str:
+    """The local copy of a hub repository, fetched if need be: its configuration first."""
+    from huggingface_hub import errors, snapshot_download
+
+    try:
+        directory = snapshot_download(repository, allow_patterns=["config.json"])
+        _read_config(directory, repository)
+        return snapshot_download(repository, allow_patterns=["*.json", "*.jinja", "*.safetensors"])
+    except errors.GatedRepoError as error:
+        raise UserError(
+            f"{repository} wants its licence accepted first: do so on its page, then run 'hf auth login'."
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        raise UserError(f"There is no model '{repository}' on the Hugging Face hub; check the name.") from error
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{repository} is not on this machine and could not be fetched from the Hugging Face hub; check "
+            "the network, or give the directory of a copy."
+        ) from error
+
+
+def _read_config(directory: str, name: str) -> JanusConfig:
+    try:
+        with open(os.path.join(directory, "config.json"), encoding="utf-8") as file:
+            fields = json.load(file)
+    except FileNotFoundError as error:
+        raise UserError(f"{name} is no checkpoint (it has no config.json); give a Janus one.") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"The config.json of {name} cannot be read ({error}); fetch it again.") from error
+    kind = fields.get("model_type") if isinstance(fields, dict) else None
+    if kind == "multi_modality":
+        raise UserError(f"{name} holds a Janus in DeepSeek's own format; use its converted twin, e.g. 'janus-pro-1b'.")
+    if kind != "janus":
+        raise UserError(f"{name} holds a '{kind}' model, not a Janus; try 'lab' or 'janus-pro-1b'.")
+    try:
+        config: JanusConfig = JanusConfig.from_dict(fields)
+    except Exception as error:  # strict configurations raise exceptions of their own
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"The config.json of {name} is not that of a Janus ({reason}).") from error
+    return config
+
+
+def _weight_names(directory: str, name: str) -> Set[str]:
+    """Names of the stored tensors, from the index or the file's header; checks that every file is there."""
+    index = os.path.join(directory, "model.safetensors.index.json")
+    single = os.path.join(directory, "model.safetensors")
+    try:
+        if os.path.isfile(index):
+            with open(index, encoding="utf-8") as file:
+                places: dict[str, str] = json.load(file)["weight_map"]
+            for shard in sorted(set(places.values())):
+                if not os.path.isfile(os.path.join(directory, shard)):
+                    raise UserError(f"{name} is incomplete: {shard} is missing; fetch it again.")
+            return places.keys()
+        if os.path.isfile(single):
+            with safe_open(single, framework="pt") as tensors:
+                return set(tensors.keys())
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise UserError(f"The weights of {name} cannot be read ({error}); fetch them again.") from error
+    raise UserError(f"{name} has no model.safetensors, and weights are read from no other format; convert it.")
+
+
+# --- Device, dtype, memory ---------------------------------------------------------------------------------
+
+
+def _device(device: str) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    match = re.fullmatch(r"cpu|cuda(?::(\d+))?", device)
+    if not match:
+        raise UserError(f"Unknown device '{device}'; use auto, cpu, cuda or cuda:N.")
+    if device != "cpu":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if int(match[1] or 0) >= count:
+            raise UserError(f"There is no device '{device}' ({count} CUDA devices are usable); use cpu.")
+    return torch.device(device)
+
+
+def _dtype(dtype: str, config: JanusConfig, device: torch.device) -> torch.dtype:
+    if dtype == "auto":
+        return torch.float32 if _parameters(config) <= _SMALL_PARAMETERS else torch.bfloat16
+    if dtype not in DTYPES:
+        raise UserError(f"Unknown dtype '{dtype}'; use auto, {', '.join(DTYPES)}.")
+    if dtype == "float16" and device.type == "cpu":
+        raise UserError("float16 needs a GPU; on the CPU use bfloat16 or float32.")
+    return DTYPES[dtype]
+
+
+def memory_needed(config: JanusConfig, dtype: torch.dtype) -> Memory:
+    """Computed from the configuration alone."""
+    text: Any = config.text_config
+    vq: Any = config.vq_config
+    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    per_token = 2 * text.num_hidden_layers * text.num_key_value_heads * head * dtype.itemsize
+    tokens = vq.num_patches**2 + 200  # the image, a prompt and a reasoning
+    pixels = (vq.num_patches * 2 ** (len(vq.channel_multiplier) - 1)) ** 2
+    decoding = 8 * pixels * vq.base_channels * dtype.itemsize  # feature maps at full size, measured
+    return Memory(_parameters(config) * dtype.itemsize, 2 * tokens * per_token + decoding)
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Memory that can still be taken on a device; None where the system does not tell."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            match = re.search(r"^MemAvailable:\s+(\d+) kB", file.read(), re.MULTILINE)
+    except OSError:
+        return None
+    return int(match[1]) * 1024 if match else None
+
+
+def _parameters(config: JanusConfig) -> int:
+    return _count(json.dumps(config.to_dict(), sort_keys=True, default=str))
+
+
+@lru_cache(maxsize=8)
+def _count(config: str) -> int:
+    with torch.device("meta"):
+        model = JanusForConditionalGeneration(JanusConfig.from_dict(json.loads(config)))
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,331 @@
+"""The engine against transformers' own `generate` and forward: the slow path is the specification of the fast one."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from torch.testing import assert_close
+
+from milr.backbones.decoding import choose, guide, prefix_length, uniforms
+from milr.backbones.janus import JanusBackbone
+from milr.drafts import Ask, Drawn, Forced, Greedy, Order, Sample
+
+PROMPTS = ("a red apple", "two green birds above a blue car", "x", "ein Äpfelchen, 苹果 🍎")
+
+
+def draw(backbone: JanusBackbone, prompt: str, stream: int = 0, **ask: Any) -> Drawn:
+    return backbone.draw([Order(prompt, Ask(**ask), stream)])[0]
+
+
+def tokens(drawn: Drawn) -> tuple[Any, ...]:
+    return drawn.reasoning, drawn.text_tokens, drawn.text_ended, drawn.image_tokens
+
+
+# --- Against transformers -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_greedy_text_is_that_of_transformers(pair: Any, prompt: str) -> None:
+    request = torch.tensor([pair.ours.prompts.reasoning(prompt)])
+    theirs = pair.theirs.generate(
+        request,
+        attention_mask=torch.ones_like(request),
+        do_sample=False,
+        max_new_tokens=pair.ours.max_text_tokens,
+    )[0, request.shape[1] :].tolist()
+    ours = draw(pair.ours, prompt)
+    assert list(ours.text_tokens) + [pair.ours.text_end()] * ours.text_ended == theirs
+    assert ours.cost.text_tokens == len(theirs)
+
+
+@pytest.mark.parametrize("guidance", [2.0, 5.0])
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_greedy_image_is_that_of_transformers(pair: Any, prompt: str, guidance: float) -> None:
+    ours = draw(pair.ours, prompt, image=Greedy(), guidance=guidance)
+    request = torch.tensor([pair.ours.prompts.drawing(prompt, ours.reasoning)])
+    theirs = pair.theirs.generate(
+        request,
+        attention_mask=torch.ones_like(request),
+        do_sample=False,
+        generation_mode="image",
+        guidance_scale=guidance,
+    )[0].tolist()
+    assert list(ours.image_tokens) == theirs
+    assert len(set(theirs)) > 3, "a constant image proves nothing"
+
+
+def full_forward_latents(pair: Any, drawn: Drawn, prompt: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Latents of every text and image token of a draft by transformers' forward: no cache, one row at a time."""
+    core, prompts = pair.theirs.model, pair.ours.prompts
+    with torch.no_grad():
+        request = prompts.reasoning(prompt)
+        ids = torch.tensor([[*request, *drawn.text_tokens]])
+        text = core.language_model(input_ids=ids).last_hidden_state[0, len(request) - 1 :]
+        drawing = prompts.drawing(prompt, drawn.reasoning)
+        image = []
+        for ids in (drawing, prompts.undrawn(drawing)):
+            inputs = [core.get_input_embeddings()(torch.tensor([ids]))]
+            inputs += [pair.theirs.prepare_embeddings_for_image_generation(torch.tensor([drawn.image_tokens]))]
+            states = core.language_model(inputs_embeds=torch.cat(inputs, 1)).last_hidden_state
+            image.append(states[0, len(drawing) - 1 : -1])
+    return text, torch.stack(image, 1)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.0, 5.0])
+def test_latents_and_logits_are_those_of_a_full_forward(pair: Any, guidance: float) -> None:
+    for prompt in PROMPTS:
+        drawn = draw(pair.ours, prompt, text=Sample(), text_ratio=1.0, image_ratio=1.0, guidance=guidance)
+        text, image = full_forward_latents(pair, drawn, prompt)
+        text = text[: len(drawn.text_tokens)]  # the state that predicts the end is not a latent
+        if guidance == 1:
+            image[:, 1] = image[:, 0]
+        assert drawn.latents is not None
+        assert_close(drawn.latents.text, text, atol=1e-4, rtol=0)
+        assert_close(drawn.latents.image, image, atol=1e-4, rtol=0)
+        assert_close(pair.ours.text_logits(drawn.latents.text), pair.theirs.lm_head(text), atol=1e-4, rtol=0)
+        heads = pair.theirs.model.generation_head(image)
+        expected = heads[:, 1] + guidance * (heads[:, 0] - heads[:, 1])
+        rounding = 1e-4 * max(1.0, 2 * guidance - 1)  # guidance multiplies that of the two rows
+        assert_close(pair.ours.image_logits(drawn.latents.image, guidance), expected, atol=rounding, rtol=0)
+
+
+def test_heads_on_latents_choose_the_drawn_tokens(pair: Any) -> None:
+    """The logits of the returned latents are those that the engine chose from: the same numbers pick the same."""
+    for stream, prompt in enumerate(PROMPTS):
+        drawn = draw(pair.ours, prompt, stream, text=Sample(0.7), text_ratio=1.0, image_ratio=1.0, guidance=3.0)
+        assert drawn.latents is not None
+        for stage, logits, expected, temperature in (
+            (0, pair.ours.text_logits(drawn.latents.text), drawn.text_tokens, 0.7),
+            (1, pair.ours.image_logits(drawn.latents.image, 3.0), drawn.image_tokens, 1.0),
+        ):
+            numbers = torch.from_numpy(uniforms(stream, stage, len(expected)))
+            again = choose(logits.detach(), torch.full((len(expected),), temperature), numbers)
+            assert tuple(again.tolist()) == expected
+
+
+# --- Batches --------------------------------------------------------------------------------------------------
+
+
+def mixed_orders() -> list[Order]:
+    """Prompts from 1 to some 60 tokens, every kind of choice, guided and not."""
+    words = re.findall(r"\w+", "a red apple and two green birds above a blue car left of the white dog on the table")
+    whole = tuple(range(16))
+    asks = [
+        Ask(text_ratio=0.2, image_ratio=0.1),
+        Ask(text=Sample(), guidance=5.0),
+        Ask(text=Forced((70, 71, 72), then=Sample(0.8)), image=Greedy(), text_ratio=0.5),
+        Ask(text=Sample(), image=Sample(0.5), guidance=1.0, image_ratio=0.2),
+        Ask(text=Forced((70, 328)), image=Forced(whole, then=Sample(), free=frozenset({3, 4, 9})), guidance=3.0),
+        Ask(image=Forced((5, 6, 7), then=Sample()), image_ratio=0.5),
+        Ask(text=Forced((70, 328)), image=Forced(whole, free=frozenset())),
+        Ask(text=Sample(2.0), image=Sample(2.0), guidance=0.0),
+    ]
+    return [Order(" ".join(words[: 1 + 3 * i]), ask, stream=i * i) for i, ask in enumerate(asks)]
+
+
+def test_a_draft_is_the_same_alone_and_in_batches(tiny_backbone: JanusBackbone) -> None:
+    orders = mixed_orders()
+    alone = [tiny_backbone.draw([order])[0] for order in orders]
+    assert len({drawn.image_tokens for drawn in alone}) == len(alone)
+    for size in (2, 3, 8):
+        together = [drawn for i in range(0, 8, size) for drawn in tiny_backbone.draw(orders[i : i + size])]
+        for one, other in zip(alone, together, strict=True):
+            assert tokens(one) == tokens(other)
+            assert one.cost.decoded_tokens == other.cost.decoded_tokens
+            assert one.cost.prefilled_tokens == other.cost.prefilled_tokens
+            assert (one.latents is None) == (other.latents is None)
+            if one.latents and other.latents:
+                assert_close(one.latents.text, other.latents.text, atol=1e-5, rtol=0)
+                assert_close(one.latents.image, other.latents.image, atol=1e-5, rtol=0)
+            difference = np.asarray(one.image, dtype=int) - np.asarray(other.image, dtype=int)
+            assert np.abs(difference).max() <= 1
+
+
+@settings(deadline=None, max_examples=15)
+@given(pads=st.integers(0, 64), stream=st.integers(0, 2**70), place=st.integers(0, 1))
+def test_padding_never_matters(tiny_backbone: JanusBackbone, pads: int, stream: int, place: int) -> None:
+    """Beside a prompt that is up to 64 tokens longer, a draft stays what it is alone."""
+    short = Order("x", Ask(text=Sample(), text_ratio=0.2, image_ratio=0.1), stream)
+    orders = [short, Order("x" + "~" * pads, Ask(text=Sample()), stream + 1)]
+    lengths = [len(tiny_backbone.prompts.reasoning(order.prompt)) for order in orders]
+    assert lengths[1] - lengths[0] == pads, "each ~ is one token"
+    together = tiny_backbone.draw(orders[::-1] if place else orders)
+    assert tokens(together[place]) == tokens(tiny_backbone.draw([short])[0])
+
+
+def test_results_do_not_depend_on_the_largest_batch(
+    tiny_backbone: JanusBackbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = tiny_backbone.draw(mixed_orders())
+    monkeypatch.setattr(tiny_backbone, "max_batch", 3)
+    assert [tokens(drawn) for drawn in tiny_backbone.draw(mixed_orders())] == [tokens(d) for d in whole]
+
+
+def test_out_of_memory_halves_the_batch(tiny_backbone: JanusBackbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = [tokens(drawn) for drawn in tiny_backbone.draw(mixed_orders())]
+    sizes: list[int] = []
+    real = tiny_backbone._draw_batch
+
+    def small_memory(orders: list[Order]) -> list[Drawn]:
+        sizes.append(len(orders))
+        if len(orders) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(orders)
+
+    monkeypatch.setattr(tiny_backbone, "_draw_batch", small_memory)
+    monkeypatch.setattr(tiny_backbone, "max_batch", 64)
+    assert [tokens(drawn) for drawn in tiny_backbone.draw(mixed_orders())] == expected
+    assert sizes == [7, 3, 1, 1, 1, 1, 1, 1, 1, 1]  # one order is unguided: drawn by itself
+    assert tiny_backbone.max_batch == 1
+
+
+# --- Forced tokens and random streams -------------------------------------------------------------------------
+
+CHOICES = st.sampled_from([Greedy(), Sample(), Sample(0.5)])
+
+
+@settings(deadline=None, max_examples=25)
+@given(then=CHOICES, cut=st.integers(0, 24), stream=st.integers(0, 2**64 - 1))
+@example(then=Sample(), cut=24, stream=0)  # a text that the limit cuts, forced whole
+def test_forced_text_prefix_continues_as_the_unforced_run(
+    tiny_backbone: JanusBackbone, then: Greedy | Sample, cut: int, stream: int
+) -> None:
+    free = draw(tiny_backbone, "a red apple", stream, text=then, text_ratio=0.3)
+    prefix = free.text_tokens[:cut]
+    forced = draw(tiny_backbone, "a red apple", stream, text=Forced(prefix, then), text_ratio=0.3)
+    assert tokens(forced) == tokens(free)
+    sampled = len(free.text_tokens) + free.text_ended - len(prefix)
+    assert forced.cost.text_tokens == sampled
+    if sampled:  # else only what the latents need is prefilled
+        assert forced.cost.prefilled_tokens == free.cost.prefilled_tokens + len(prefix)
+    assert forced.latents
+    assert free.latents
+    assert_close(forced.latents.text, free.latents.text, atol=1e-5, rtol=0)
+
+
+@settings(deadline=None, max_examples=25)
+@given(then=CHOICES, cut=st.integers(0, 16), stream=st.integers(0, 2**64 - 1), guidance=st.sampled_from([1.0, 4.0]))
+def test_forced_image_prefix_continues_as_the_unforced_run(
+    tiny_backbone: JanusBackbone, then: Greedy | Sample, cut: int, stream: int, guidance: float
+) -> None:
+    free = draw(tiny_backbone, "a red apple", stream, image=then, image_ratio=0.3, guidance=guidance)
+    choice = Forced(free.image_tokens[:cut], then)
+    forced = draw(tiny_backbone, "a red apple", stream, image=choice, image_ratio=0.3, guidance=guidance)
+    assert tokens(forced) == tokens(free)
+    assert forced.cost.image_tokens == 16 - cut
+    assert forced.latents
+    assert free.latents
+    assert_close(forced.latents.image, free.latents.image, atol=1e-5, rtol=0)
+
+
+@settings(deadline=None, max_examples=25)
+@given(then=CHOICES, free=st.frozensets(st.integers(0, 15)), stream=st.integers(0, 2**32))
+def test_free_positions_are_drawn_and_all_others_kept(
+    tiny_backbone: JanusBackbone, then: Greedy | Sample, free: frozenset[int], stream: int
+) -> None:
+    original = draw(tiny_backbone, "a red apple", stream, image=then)
+    # With the draft's own stream, the free tokens come back; with another one, only they may change.
+    same = draw(tiny_backbone, "a red apple", stream, image=Forced(original.image_tokens, then, free))
+    assert same.image_tokens == original.image_tokens
+    assert same.cost.image_tokens == len(free)
+    foreign = tuple((token + 1) % 61 for token in original.image_tokens)
+    other = draw(tiny_backbone, "a red apple", stream, image=Forced(foreign, Sample(), free), image_ratio=1.0)
+    kept = [position for position in range(16) if position not in free]
+    assert [other.image_tokens[position] for position in kept] == [foreign[position] for position in kept]
+    # What was chosen is what the latents of that very picture say.
+    assert other.latents
+    numbers = torch.from_numpy(uniforms(stream, 1, 16))
+    again = choose(tiny_backbone.image_logits(other.latents.image, 2.0), torch.ones(16), numbers)
+    for position in free:
+        assert other.image_tokens[position] == int(again[position])
+
+
+def test_a_whole_forced_draft_costs_nothing(tiny_backbone: JanusBackbone) -> None:
+    end = tiny_backbone.text_end()
+    drawn = draw(
+        tiny_backbone,
+        "a red apple",
+        text=Forced((70, 71, end, 9, 9)),
+        image=Forced(tuple(range(16)), free=frozenset()),
+    )
+    assert drawn.text_tokens == (70, 71)
+    assert drawn.text_ended
+    assert drawn.image_tokens == tuple(range(16))
+    assert (drawn.cost.decoded_tokens, drawn.cost.prefilled_tokens) == (0, 0)
+
+
+def test_streams_differ_and_repeat(tiny_backbone: JanusBackbone) -> None:
+    first, again, other = (draw(tiny_backbone, "a red apple", stream, text=Sample()) for stream in (7, 7, 8))
+    assert tokens(first) == tokens(again)
+    assert first.text_tokens != other.text_tokens
+    assert first.image_tokens != other.image_tokens
+
+
+def test_text_stops_at_the_limit(tiny_backbone: JanusBackbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    long = draw(tiny_backbone, "a red apple", 1, text=Sample())
+    monkeypatch.setattr(tiny_backbone, "max_text_tokens", 5)
+    short = draw(tiny_backbone, "a red apple", 1, text=Sample(), text_ratio=0.2)
+    assert short.text_tokens == long.text_tokens[:5]
+    assert not short.text_ended
+    assert short.cost.text_tokens == 5
+    assert short.latents
+    assert len(short.latents.text) == 1
+
+
+# --- The small parts ------------------------------------------------------------------------------------------
+
+
+def test_guide_golden() -> None:  # u + w (c - u) with c = 2, u = 1, w = 5, worked out by hand
+    assert_close(guide(torch.tensor([[2.0]]), torch.tensor([[1.0]]), 5.0), torch.tensor([[6.0]]))
+
+
+def test_guidance_one_is_the_conditional_row(tiny_backbone: JanusBackbone) -> None:
+    latents = torch.randn(5, 2, 64, generator=torch.Generator().manual_seed(0))
+    nonsense = latents.clone()
+    nonsense[:, 1] = 1e30
+    assert_close(tiny_backbone.image_logits(latents, 1.0), tiny_backbone.image_logits(nonsense, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("ratio", "length", "expected"),
+    [(0, 9, 0), (0.02, 576, 12), (0.2, 5, 1), (0.07, 100, 7), (0.01, 3, 1), (1.0, 7, 7), (0.2, 0, 0), (2.0, 3, 3)],
+)
+def test_prefix_length(ratio: float, length: int, expected: int) -> None:
+    assert prefix_length(ratio, length) == expected
+
+
+def test_choose_follows_the_softmax() -> None:
+    """Frequencies of 100,000 draws against the softmax: within 4 standard errors, and never an impossible token."""
+    logits = torch.tensor([0.5, -1.0, 2.0, float("-inf"), 0.0])
+    numbers = torch.from_numpy(uniforms(5, 0, 100_000))
+    for temperature in (0.5, 1.0, 3.0):
+        chosen = choose(logits.expand(len(numbers), -1), torch.full((len(numbers),), temperature), numbers)
+        share = torch.bincount(chosen, minlength=5) / len(numbers)
+        expected = (logits / temperature).softmax(-1)
+        assert_close(share, expected, atol=4 * 0.5 / len(numbers) ** 0.5, rtol=0)
+        assert share[3] == 0
+
+
+def test_choose_survives_extremes() -> None:
+    logits = torch.tensor([[3e38, -3e38, 0.0], [0.0, 0.0, 0.0]])
+    for temperature in (1e-30, 1.0, 1e30):
+        for number in (0.0, 1 - 2**-53):
+            numbers = torch.full((2,), number, dtype=torch.float64)
+            first, second = choose(logits, torch.full((2,), temperature), numbers).tolist()
+            assert first == 0 or temperature == 1e30
+            assert second == (0 if number == 0 else 2)
+    assert choose(logits, torch.zeros(2), torch.zeros(2, dtype=torch.float64)).tolist() == [0, 0]
+
+
+def test_uniform_numbers_are_indexed_by_position() -> None:
+    assert (uniforms(3, 1, 5) == uniforms(3, 1, 500)[:5]).all()
+    assert len({*uniforms(3, 0, 4), *uniforms(3, 1, 4), *uniforms(4, 0, 4)}) == 12
+    assert uniforms(2**64 + 3, 0, 1) == uniforms(3, 0, 1)
+    # Philox4x64-10 with key (3, 1), from numpy 2.4.6: drafts must not change with numpy or the machine.
+    assert uniforms(3, 1, 2).tolist() == [0.7400963480618715, 0.8483457319721872]
