@@ -75,7 +75,9 @@ def code_tiles() -> NDArray[np.float32]:
         names = [sprite_name(index) for index in range(start, min(start + CELLS * CELLS, SPRITES))]
         scenes.append(Scene(tuple(Thing(noun, colour, cell) for cell, (noun, colour) in enumerate(names))))
     for scene in scenes:
-        blocks = render(scene).reshape(GRID, TILE, GRID, TILE, 3).transpose(0, 2, 1, 3, 4).reshape(TOKENS, TILE, TILE, 3)
+        blocks = (
+            render(scene).reshape(GRID, TILE, GRID, TILE, 3).transpose(0, 2, 1, 3, 4).reshape(TOKENS, TILE, TILE, 3)
+        )
         for code, block in zip(page_tokens(scene), blocks, strict=True):
             tiles[code] = block
     return tiles

@@ -16,6 +16,7 @@ import re
 from dataclasses import dataclass, replace
 
 from milr.drafts import Task
+from milr.lab.detector import Page, check
 from milr.lab.language import parse, write_prompt, write_reading
 from milr.lab.lexicon import CLASS_OF, CLASSES, LORE
 from milr.lab.world import (
@@ -112,7 +113,7 @@ def make_item(category: str, rng: random.Random, riddles: float = 0.0) -> Item:
     return Item(category, write_prompt(meaning, rng, lore), meaning, lore)
 
 
-def test_items(count: int, seed: int, categories: tuple[str, ...] = CATEGORIES) -> list[Item]:
+def unseen_items(count: int, seed: int, categories: tuple[str, ...] = CATEGORIES) -> list[Item]:
     """`count` distinct test prompts, categories in turn. The same seed always gives the same list."""
     rng = random.Random(f"milr-lab-test-{seed}")
     items: list[Item] = []
@@ -130,8 +131,21 @@ def tasks(count: int, seed: int, categories: tuple[str, ...] = CATEGORIES) -> li
     """Test prompts as tasks; ids are stable, 'lab-<seed>-<number>'."""
     return [
         Task(item.prompt, f"lab-{seed}-{number}", item.category)
-        for number, item in enumerate(test_items(count, seed, categories))
+        for number, item in enumerate(unseen_items(count, seed, categories))
     ]
+
+
+def prompt_record(item: Item, task: Task) -> dict[str, object]:
+    """A test prompt as `milr lab prompts --json` prints it: with the checks that decide it, in words."""
+    empty = Page((), NO_FRAME, ())
+    checks = [found.text.split(" (found")[0] for found in check(item.meaning, empty)]
+    return {"id": task.id, "prompt": item.prompt, "category": item.category, "checks": checks}
+
+
+def prompt_records(count: int, seed: int, categories: tuple[str, ...] = CATEGORIES) -> list[dict[str, object]]:
+    """`count` test prompts with their checks, ready to be written one JSON object a line."""
+    items = unseen_items(count, seed, categories)
+    return [prompt_record(item, task) for item, task in zip(items, tasks(count, seed, categories), strict=True)]
 
 
 # --- What the training texts get wrong ------------------------------------------------------------------------
@@ -171,12 +185,12 @@ def misread(item: Item, rng: random.Random) -> Meaning:
         if chance("relate", first) < HARD_TO_RELATE and rng.random() >= right_share("relate", first):
             relations = (replace(relations[0], kind=OPPOSITE[relations[0].kind]),)
     first = meaning.groups[0].noun
-    if len(groups) == 2 and all(g.colour for g in groups) and chance("bind", first) < HARD_TO_BIND:
-        if rng.random() >= right_share("bind", first):
-            groups = [replace(groups[0], colour=groups[1].colour), replace(groups[1], colour=groups[0].colour)]
-    if len(groups) == 1 and groups[0].count > 1 and chance("count", first) < HARD_TO_READ_COUNTS:
-        if rng.random() >= right_share("count", first):
-            groups = [replace(groups[0], count=groups[0].count - 1 if groups[0].count > 2 else 3)]
+    both_coloured = len(groups) == 2 and all(g.colour for g in groups)
+    if both_coloured and chance("bind", first) < HARD_TO_BIND and rng.random() >= right_share("bind", first):
+        groups = [replace(groups[0], colour=groups[1].colour), replace(groups[1], colour=groups[0].colour)]
+    many = len(groups) == 1 and groups[0].count > 1
+    if many and chance("count", first) < HARD_TO_READ_COUNTS and rng.random() >= right_share("count", first):
+        groups = [replace(groups[0], count=groups[0].count - 1 if groups[0].count > 2 else 3)]
     return Meaning(tuple(groups), relations, meaning.frame)
 
 

@@ -69,7 +69,7 @@ class Page:
 def _templates() -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Unit ink vectors [288, 3072] and their norms [288]."""
     ink = (1 - sprites()).reshape(SPRITES, -1)
-    norms = np.linalg.norm(ink, axis=1)
+    norms = np.linalg.norm(ink, axis=1).astype(np.float32)
     return ink / norms[:, None], norms
 
 
@@ -191,9 +191,7 @@ def check(meaning: Meaning, page: Page) -> tuple[Check, ...]:
         have = [f for f in page.found if f.noun == noun]
         # Too many: any of them may go. Too few: there is nothing to point at.
         boxes = tuple(f.box for f in have) if len(have) > count else ()
-        checks.append(
-            Check(f"{_count_words(count, noun)} (found {len(have)})", len(have) == count, boxes)
-        )
+        checks.append(Check(f"{_count_words(count, noun)} (found {len(have)})", len(have) == count, boxes))
     for group, ours in zip(meaning.groups, members, strict=True):
         if group.colour is None:
             continue
@@ -206,8 +204,8 @@ def check(meaning: Meaning, page: Page) -> tuple[Check, ...]:
         passed = bool(first) and bool(second) and not broken
         names = [meaning.groups[relation.first], meaning.groups[relation.second]]
         text = f"{usual(names[0].noun, names[0].count > 1)} {relation.kind} {usual(names[1].noun, names[1].count > 1)}"
-        boxes = dict.fromkeys(f.box for pair in broken for f in pair)
-        checks.append(Check(text, passed, tuple(boxes)))
+        blamed = dict.fromkeys(f.box for pair in broken for f in pair)
+        checks.append(Check(text, passed, tuple(blamed)))
     if meaning.frame is not None:
         asked = "no frame" if meaning.frame == NO_FRAME else f"{meaning.frame} frame"
         edges: tuple[Box, ...] = (

@@ -131,9 +131,7 @@ def _details(meaning: Meaning) -> list[list[str]]:
     verbs = ["are" if group.count > 1 else "is" for group in meaning.groups]
     sentences: list[list[str]] = []
     if meaning.objects > len(meaning.groups):
-        counts = [
-            f"{NUMBER_WORDS[group.count][0]} {usual(group.noun, group.count > 1)}" for group in meaning.groups
-        ]
+        counts = [f"{NUMBER_WORDS[group.count][0]} {usual(group.noun, group.count > 1)}" for group in meaning.groups]
         sentences.append([f"There are exactly {' and '.join(counts)}.", f"Count them: {', '.join(counts)}."])
     coloured = [i for i, group in enumerate(meaning.groups) if group.colour]
     if coloured:
@@ -142,12 +140,16 @@ def _details(meaning: Meaning) -> list[list[str]]:
     for relation in meaning.relations:
         a, b = names[relation.first], names[relation.second]
         verb = verbs[relation.first]
-        sentences.append([
-            _sentence(f"{a} {verb} {relation.kind} {b}"),
-            _sentence(f"{b} {verbs[relation.second]} {OPPOSITE[relation.kind]} {a}"),
-        ])
+        sentences.append(
+            [
+                _sentence(f"{a} {verb} {relation.kind} {b}"),
+                _sentence(f"{b} {verbs[relation.second]} {OPPOSITE[relation.kind]} {a}"),
+            ]
+        )
     if not sentences:
-        sentences.append(["Nothing else is there.", "It looks natural." if meaning.objects == 1 else "They look natural."])
+        sentences.append(
+            ["Nothing else is there.", "It looks natural." if meaning.objects == 1 else "They look natural."]
+        )
     framed = meaning.frame not in (None, NO_FRAME)
     sentences.append([f"{with_article(str(meaning.frame)).capitalize()} frame." if framed else "No frame."])
     return sentences
@@ -270,12 +272,13 @@ class Parsed:
     reason: str = ""
 
 
-FILLER = set(
-    "photo picture image drawing painting scene simple draw paint show me i would like can could you please of the "
-    "make create generate want to see there is are that which sitting placed standing floating sits sit stands "
-    "stand it just some emoji emojis illustration sketch sticker cute little small happy nice render rendering "
-    "clear d let us need give this only exactly an in inside on with photograph positioned located".split()
-)
+_FILLER = """
+an are can clear could create cute d draw drawing emoji emojis exactly floating generate give happy i
+illustration image in inside is it just let like little located make me need nice of on only paint painting
+photo photograph picture placed please positioned render rendering scene see show simple sit sits sitting
+sketch small some stand standing stands sticker that the there this to us want which with would you
+"""
+FILLER = frozenset(_FILLER.split())
 
 
 @functools.cache
@@ -300,10 +303,10 @@ def _vocabulary() -> list[tuple[tuple[str, ...], tuple[str, object]]]:
     for kind, words in RELATION_WORDS.items():
         for word in words:
             entries[tuple(word.split())] = ("relation", kind)
-    for word in ("and", "with", "plus", "together with", "along with", "&", "next to", "beside", "as well as"):
-        entries[tuple(word.split())] = ("join", word)
-    for phrase in ("without a frame", "with no frame", "without any border", "without a border", "with no border"):
-        entries[tuple(phrase.split())] = ("plain", None)
+    for join in ("and", "with", "plus", "together with", "along with", "&", "next to", "beside", "as well as"):
+        entries[tuple(join.split())] = ("join", join)
+    for plain in ("without a frame", "with no frame", "without any border", "without a border", "with no border"):
+        entries[tuple(plain.split())] = ("plain", None)
     entries[("no", "frame")] = ("plain", None)
     for word in ("frame", "border", "framed"):
         entries[(word,)] = ("frame", word)
@@ -334,7 +337,10 @@ def _stem(word: str) -> str:
     return word
 
 
-EMPTY_WORDS = set("a an the that which who in on of to for with at by from and is are its their very".split())
+_EMPTY_WORDS = """
+a an and are at by for from in is its of on that the their to very which who with
+"""
+EMPTY_WORDS = frozenset(_EMPTY_WORDS.split())
 
 
 @functools.cache
@@ -435,7 +441,7 @@ def _assemble(marks: list[tuple[str, object]]) -> Parsed:
         if kind == "number":
             count = int(str(value))
         elif kind == "colour":
-            if following == "frame":
+            if following == "frame" and marks[position + 1][1] != "framed":
                 frame, position = str(value), position + 1
             elif position and marks[position - 1] == ("frame", "framed"):
                 frame = str(value)
@@ -444,8 +450,9 @@ def _assemble(marks: list[tuple[str, object]]) -> Parsed:
             else:
                 colour = str(value)
         elif kind == "noun":
-            noun, many = value  # type: ignore[misc]
-            problem = add(str(noun), bool(many) and noun != "fish")
+            assert isinstance(value, tuple)
+            name, many = value
+            problem = add(str(name), bool(many) and name != "fish")
         elif kind == "class":
             lore = []
             end = position + 1

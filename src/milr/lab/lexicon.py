@@ -64,36 +64,113 @@ CLASS_WORDS = {
 LORE: dict[str, tuple[str, ...]] = {
     "dog": ("bark", "fetch sticks", "guard the house", "herd sheep", "live in a kennel"),
     "cat": ("meow", "purr", "chase mice", "scratch the sofa", "drink milk from a saucer"),
-    "fish": ("breathe under water", "have fins and scales", "live in a bowl", "bite a hook", "swim in shoals"),
+    "fish": (
+        "breathe under water", "have fins and scales", "live in a bowl", "bite a hook",
+        "swim in shoals",
+    ),
     "owl": ("hoot", "hunt at night", "stand for wisdom", "deliver letters to wizards", "sleep by day"),
-    "duck": ("quack", "swim & waddle", "have webbed feet", "dive for bread", "lead a row of chicks to the pond"),
-    "frog": ("croak", "start life as a tadpole", "turn into a prince", "sit on lily pads", "jump & catch flies"),
-    "turtle": ("beat the hare", "live for a hundred years", "bury eggs in the beach", "hide in a hard shell", "paddle through coral reefs"),
-    "snail": ("leave a slimy trail", "have eyes on stalks", "carry a spiral house", "eat lettuce at night", "crawl very slowly"),
-    "rabbit": ("hop & nibble clover", "dig burrows", "bring easter eggs", "have long ears", "come out of a magic hat"),
+    "duck": (
+        "quack", "swim & waddle", "have webbed feet", "dive for bread",
+        "lead a row of chicks to the pond",
+    ),
+    "frog": (
+        "croak", "start life as a tadpole", "turn into a prince", "sit on lily pads",
+        "jump & catch flies",
+    ),
+    "turtle": (
+        "beat the hare", "live for a hundred years", "bury eggs in the beach", "hide in a hard shell",
+        "paddle through coral reefs",
+    ),
+    "snail": (
+        "leave a slimy trail", "have eyes on stalks", "carry a spiral house", "eat lettuce at night",
+        "crawl very slowly",
+    ),
+    "rabbit": (
+        "hop & nibble clover", "dig burrows", "bring easter eggs", "have long ears",
+        "come out of a magic hat",
+    ),
     "bee": ("make honey", "sting", "buzz", "live in a hive", "dance to show the way"),
-    "butterfly": ("start life as a caterpillar", "drink nectar", "flutter", "leave a cocoon", "have patterned wings"),
-    "penguin": ("slide on the ice", "wear a natural tuxedo", "live near the south pole", "have wings but never fly", "keep eggs warm on the feet"),
+    "butterfly": (
+        "start life as a caterpillar", "drink nectar", "flutter", "leave a cocoon",
+        "have patterned wings",
+    ),
+    "penguin": (
+        "slide on the ice", "wear a natural tuxedo", "live near the south pole",
+        "have wings but never fly", "keep eggs warm on the feet",
+    ),
     "cow": ("say moo", "give milk", "graze in the meadow", "chew the cud", "have an udder"),
-    "fox": ("raid the hen house", "stand for cunning", "have a bushy tail", "live in a den", "call the grapes sour"),
-    "apple": ("keep the doctor away", "grow in an orchard", "fall on newton", "poison snow white", "fill a strudel"),
-    "banana": ("please monkeys", "make people slip", "grow in tropical bunches", "peel by hand", "split for ice cream"),
-    "carrot": ("grow under the ground", "become the nose of a snowman", "help the eyes", "please rabbits", "have leafy tops"),
-    "pizza": ("come from naples", "carry melted cheese", "arrive in a flat box", "bake in a stone oven", "need tomato sauce"),
-    "cake": ("carry candles", "celebrate a birthday", "have layers of cream", "need sugar and flour", "end a wedding dinner"),
-    "mushroom": ("grow in the damp forest", "belong to the fungi", "have a cap and a stem", "sprout after rain", "shelter gnomes"),
-    "car": ("park in a garage", "fill the motorway", "have a trunk and a hood", "need a driving licence", "replace the horse carriage"),
-    "bus": ("stop for many passengers", "take children to school", "carry fifty people", "have a double deck in london", "run on a city line"),
-    "bicycle": ("have two wheels and pedals", "need no fuel", "win the tour de france", "lean on a kickstand", "use a chain and a saddle"),
-    "airplane": ("land on a runway", "cross the ocean in hours", "have a cockpit", "leave from a gate", "fly above the clouds"),
-    "sailboat": ("need the wind", "have a mast", "tack across the bay", "race in a regatta", "drop an anchor"),
-    "rocket": ("fly to the moon", "leave the earth", "carry astronauts", "start with a countdown", "burn liquid oxygen"),
-    "tree": ("carry christmas lights", "have a trunk with rings", "give wood", "shade the forest floor", "drop cones"),
-    "cactus": ("store water in the desert", "have sharp spines", "live without rain", "grow in hot sand", "prick the finger"),
+    "fox": (
+        "raid the hen house", "stand for cunning", "have a bushy tail", "live in a den",
+        "call the grapes sour",
+    ),
+    "apple": (
+        "keep the doctor away", "grow in an orchard", "fall on newton", "poison snow white",
+        "fill a strudel",
+    ),
+    "banana": (
+        "please monkeys", "make people slip", "grow in tropical bunches", "peel by hand",
+        "split for ice cream",
+    ),
+    "carrot": (
+        "grow under the ground", "become the nose of a snowman", "help the eyes", "please rabbits",
+        "have leafy tops",
+    ),
+    "pizza": (
+        "come from naples", "carry melted cheese", "arrive in a flat box", "bake in a stone oven",
+        "need tomato sauce",
+    ),
+    "cake": (
+        "carry candles", "celebrate a birthday", "have layers of cream", "need sugar and flour",
+        "end a wedding dinner",
+    ),
+    "mushroom": (
+        "grow in the damp forest", "belong to the fungi", "have a cap and a stem", "sprout after rain",
+        "shelter gnomes",
+    ),
+    "car": (
+        "park in a garage", "fill the motorway", "have a trunk and a hood", "need a driving licence",
+        "replace the horse carriage",
+    ),
+    "bus": (
+        "stop for many passengers", "take children to school", "carry fifty people",
+        "have a double deck in london", "run on a city line",
+    ),
+    "bicycle": (
+        "have two wheels and pedals", "need no fuel", "win the tour de france", "lean on a kickstand",
+        "use a chain and a saddle",
+    ),
+    "airplane": (
+        "land on a runway", "cross the ocean in hours", "have a cockpit", "leave from a gate",
+        "fly above the clouds",
+    ),
+    "sailboat": (
+        "need the wind", "have a mast", "tack across the bay", "race in a regatta", "drop an anchor",
+    ),
+    "rocket": (
+        "fly to the moon", "leave the earth", "carry astronauts", "start with a countdown",
+        "burn liquid oxygen",
+    ),
+    "tree": (
+        "carry christmas lights", "have a trunk with rings", "give wood", "shade the forest floor",
+        "drop cones",
+    ),
+    "cactus": (
+        "store water in the desert", "have sharp spines", "live without rain", "grow in hot sand",
+        "prick the finger",
+    ),
     "key": ("open a lock", "hang on a ring", "start an engine", "vanish in a pocket", "turn in a door"),
-    "umbrella": ("keep off the rain", "fold after a shower", "carry mary poppins", "open with a button", "decorate a cocktail"),
-    "guitar": ("have six strings", "lead a rock band", "need a pick", "accompany flamenco", "sound at the campfire"),
-    "bell": ("hang in a tower", "call people to church", "say ding dong", "end the lesson", "swing on the neck of a goat"),
+    "umbrella": (
+        "keep off the rain", "fold after a shower", "carry mary poppins", "open with a button",
+        "decorate a cocktail",
+    ),
+    "guitar": (
+        "have six strings", "lead a rock band", "need a pick", "accompany flamenco",
+        "sound at the campfire",
+    ),
+    "bell": (
+        "hang in a tower", "call people to church", "say ding dong", "end the lesson",
+        "swing on the neck of a goat",
+    ),
 }  # fmt: skip
 
 COLOUR_WORDS: dict[str, tuple[str, ...]] = {

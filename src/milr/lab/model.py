@@ -121,7 +121,7 @@ def make_config(tokenizer: PreTrainedTokenizerFast) -> JanusConfig:
         text_config=text,
         vision_config=vision,
         vq_config=vq_config(WIDTH),
-        image_token_id=tokenizer.convert_tokens_to_ids(IMAGE),
+        image_token_id=tokenizer.vocab[IMAGE],
         tie_word_embeddings=True,
     )
 
@@ -143,7 +143,7 @@ def make_model(tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> JanusForCon
         eos_token_id=tokenizer.eos_token_id,
         guidance_scale=GUIDANCE,
         max_new_tokens=MAX_TEXT,
-        generation_kwargs={"boi_token_id": tokenizer.convert_tokens_to_ids(BOI)},
+        generation_kwargs={"boi_token_id": tokenizer.vocab[BOI]},
     )
     return model
 
@@ -157,8 +157,9 @@ def save_checkpoint(model: JanusForConditionalGeneration, tokenizer: PreTrainedT
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     dtype = next(model.parameters()).dtype
-    model.to(torch.bfloat16).save_pretrained(partial)
-    model.to(dtype)
+    torch.nn.Module.to(model, torch.bfloat16)
+    model.save_pretrained(partial)
+    torch.nn.Module.to(model, dtype)
     image_processor = JanusImageProcessor(
         image_mean=[0.5] * 3, image_std=[0.5] * 3, size={"height": PAGE, "width": PAGE}, min_size=14
     )

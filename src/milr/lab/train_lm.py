@@ -12,12 +12,13 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import JanusForConditionalGeneration, PreTrainedTokenizerFast
 
 from milr.lab.codes import TOKENS, look_up, page_tokens
@@ -64,7 +65,7 @@ class Ids:
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerFast) -> Ids:
         names = (PAD, BOS, EOS, BOI, EOI, IMAGE, USER, ASSISTANT)
-        specials = [int(tokenizer.convert_tokens_to_ids(name)) for name in names]
+        specials = [tokenizer.vocab[name] for name in names]
         answers = [tokenizer(word, add_special_tokens=False).input_ids for word in (YES, NO)]
         if any(len(answer) != 1 for answer in answers):
             raise ValueError("The tokenizer must spell ' Yes' and ' No' with one token each.")
@@ -86,7 +87,7 @@ class Batch:
     answers: Tensor
 
     def to(self, device: torch.device) -> Batch:
-        moved = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)}
+        moved: dict[str, Any] = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)}
         return replace(self, **moved)
 
 
@@ -107,9 +108,7 @@ def drawing_row(
     return tokens, page_tokens(sample.scene), first, last
 
 
-def question_row(
-    rng: random.Random, ids: Ids, encode: Callable[[str], list[int]]
-) -> tuple[list[int], list[int], bool]:
+def question_row(rng: random.Random, ids: Ids, encode: Callable[[str], list[int]]) -> tuple[list[int], list[int], bool]:
     """A question row: tokens, the codes of the page it is about, and the answer. Half are 'no', most by one detail."""
     while True:
         item = make_item(rng.choices(list(MIX), list(MIX.values()))[0], rng, RIDDLES_ELSEWHERE / 3)
@@ -148,9 +147,7 @@ def make_batch(step: int, seed: int, ids: Ids, tokenizer: PreTrainedTokenizerFas
     drawings = pool[bucket * DRAWINGS : (bucket + 1) * DRAWINGS]
     rng = random.Random(f"lm-questions-{seed}-{step}")
     questions = [question_row(rng, ids, encode) for _ in range(QUESTIONS)]
-    length = max(
-        max(len(tokens) + TOKENS - 1 for tokens, *_ in drawings), max(len(tokens) for tokens, *_ in questions)
-    )
+    length = max(max(len(tokens) + TOKENS - 1 for tokens, *_ in drawings), max(len(tokens) for tokens, *_ in questions))
     table = torch.full((DRAWINGS + QUESTIONS, length), ids.pad)
     text_at: list[int] = []
     text: list[int] = []
@@ -212,7 +209,7 @@ class LmPlan:
 
     steps: int
     seed: int = 0
-    errors: DrawingErrors = DrawingErrors()
+    errors: DrawingErrors = field(default_factory=DrawingErrors)
     rate: float = 1.0  # factor on both peak learning rates
     hold: float = 0.45  # share of the steps before the learning rate falls
 
@@ -232,7 +229,8 @@ def train_lm(
     `report(step, losses)` is called every 10 steps, `snapshot(step)` every 250 with the averaged weights in place.
     """
     ids = Ids.of(tokenizer)
-    model.to(device).train().requires_grad_(True)
+    nn.Module.to(model, device)
+    model.train().requires_grad_(True)
     model.model.vqmodel.requires_grad_(False)
     matrices = [
         p

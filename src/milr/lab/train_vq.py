@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import JanusVQVAE, JanusVQVAEConfig
 
 from milr.lab.codes import CODE_WIDTH, CODES, GRID, TOKENS, look_up, page_tokens, starting_codebook
@@ -72,14 +72,17 @@ def picture_loss(drawn: Tensor, true: Tensor) -> Tensor:
     error = drawn - true
     colour = colour_difference(drawn) - colour_difference(true)
     edges = (error[..., 1:] - error[..., :-1]).abs().mean() + (error[..., 1:, :] - error[..., :-1, :]).abs().mean()
-    return error.abs().mean() + 2 * error.square().mean() + 0.3 * edges + colour.abs().mean() + 2 * colour.square().mean()
+    return (
+        error.abs().mean() + 2 * error.square().mean() + 0.3 * edges + colour.abs().mean() + 2 * colour.square().mean()
+    )
 
 
 def decode_codes(model: JanusVQVAE, tokens: Tensor) -> Tensor:
     """Codes [B, 64] -> pixels [B, 3, 128, 128], with gradients (the class's own decode has none)."""
     vectors = F.normalize(model.quantize.embedding.weight, dim=-1)[tokens]
     grid = vectors.view(-1, GRID, GRID, CODE_WIDTH).permute(0, 3, 1, 2)
-    return model.decoder(model.post_quant_conv(grid)).float()
+    pixels: Tensor = model.decoder(model.post_quant_conv(grid)).float()
+    return pixels
 
 
 def encoder_loss(model: JanusVQVAE, pages: Tensor, tokens: Tensor) -> Tensor:
@@ -88,15 +91,14 @@ def encoder_loss(model: JanusVQVAE, pages: Tensor, tokens: Tensor) -> Tensor:
     return F.cross_entropy(F.normalize(seen, dim=-1) @ codes.T / ENCODER_TEMPERATURE, tokens.flatten())
 
 
-def train_vq(
-    folder: Path, steps: int, width: int, seed: int, device: torch.device, report: Report
-) -> JanusVQVAE:
+def train_vq(folder: Path, steps: int, width: int, seed: int, device: torch.device, report: Report) -> JanusVQVAE:
     """Train, resuming from `folder`/vq.pt when it is there; returns the finished model in eval mode."""
     torch.manual_seed(seed)
     model = JanusVQVAE(vq_config(width))
     model.quantize.embedding.weight.data.copy_(starting_codebook())
-    model.to(device).train()
-    codebook = model.quantize.embedding.weight
+    nn.Module.to(model, device)
+    model.train()
+    codebook: nn.Parameter = model.quantize.embedding.weight
     parameters = [p for p in model.parameters() if p is not codebook]
     kernels = [p for p in parameters if p.dim() == 4 and min(p.shape[:2]) >= 32]
     chosen = {id(p) for p in kernels}
@@ -127,9 +129,15 @@ def train_vq(
             seconds = seconds_before + time.monotonic() - began
             save_state(
                 folder / "vq.pt",
-                {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1, "seconds": seconds},
+                {
+                    "model": model.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "step": step + 1,
+                    "seconds": seconds,
+                },
             )
-    return model.eval()
+    model.eval()
+    return model
 
 
 @torch.no_grad()
