@@ -1,0 +1,382 @@
+"""Loading, prompts, heads, pixels and the understanding path; mistakes and what is said about them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch.testing import assert_close
+from transformers import AutoTokenizer, JanusForConditionalGeneration
+
+from milr import backbones
+from milr.backbones import checkpoint
+from milr.backbones.checkpoint import describe_memory, memory_needed
+from milr.backbones.decoding import choose
+from milr.backbones.janus import JanusBackbone, load_janus
+from milr.backbones.random_checkpoint import janus_pro_1b, janus_pro_7b, main, make_checkpoint, tiny
+from milr.drafts import Ask, Forced, Greedy, Order, Sample, UserError
+
+# --- Loading --------------------------------------------------------------------------------------------------
+
+
+def test_info_says_what_a_result_must_say(tiny_backbone: JanusBackbone) -> None:
+    info = tiny_backbone.info
+    assert (info.name, info.dtype, info.device) == ("tiny", "float32", "cpu")
+    assert (info.image_tokens, info.grid, info.image_size, info.hidden_size) == (16, 4, 16, 64)
+    assert info.guidance == 2.0
+    assert tiny_backbone.max_text_tokens == 24
+    assert tiny_backbone.max_batch == 64
+
+
+def test_the_heads_are_not_tied_and_nothing_trains(tiny_backbone: JanusBackbone) -> None:
+    model = tiny_backbone.model
+    assert not torch.equal(model.lm_head.weight, model.get_input_embeddings().weight)
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_a_configuration_that_ties_by_default_does_not_tie_stored_heads(
+    tiny_checkpoint: Path, tmp_path: Path, tiny_backbone: JanusBackbone
+) -> None:
+    """Janus-Pro's own config.json has no `tie_word_embeddings`, whose default is to tie."""
+    copy = Path(shutil.copytree(tiny_checkpoint, tmp_path / "copy"))
+    fields = json.loads((copy / "config.json").read_text())
+    del fields["tie_word_embeddings"]
+    (copy / "config.json").write_text(json.dumps(fields))
+    loaded = load_janus(str(copy), "cpu")
+    assert_close(loaded.model.lm_head.weight, tiny_backbone.model.lm_head.weight)
+
+
+def test_a_tied_checkpoint_stays_tied(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(tiny_checkpoint, tmp_path / "copy"))
+    weights = load_file(copy / "model.safetensors")
+    del weights["lm_head.weight"]
+    save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
+    model = load_janus(str(copy), "cpu").model
+    assert model.lm_head.weight.data_ptr() == model.get_input_embeddings().weight.data_ptr()
+
+
+def test_save_and_load_round_trip(tiny_checkpoint: Path, tiny_backbone: JanusBackbone, tmp_path: Path) -> None:
+    """What transformers saves (jinja files beside the tokenizer) loads as the same backbone, also in shards."""
+    model = JanusForConditionalGeneration.from_pretrained(tiny_checkpoint)
+    model.save_pretrained(tmp_path / "saved", max_shard_size="500KB")
+    AutoTokenizer.from_pretrained(tiny_checkpoint).save_pretrained(tmp_path / "saved")
+    assert (tmp_path / "saved" / "model.safetensors.index.json").exists()
+    again = load_janus(str(tmp_path / "saved"), "cpu", "float32")
+    order = Order("a red apple", Ask(text=Sample()), 5)
+    one, other = again.draw([order])[0], tiny_backbone.draw([order])[0]
+    assert (one.reasoning, one.image_tokens) == (other.reasoning, other.image_tokens)
+    assert np.array_equal(one.image, other.image)
+
+
+def test_fusing_leaves_the_module_as_it_was(pair: Any) -> None:
+    """The module's weights are views of the fused ones: transformers' own forward still works, nothing is doubled."""
+    ids = torch.tensor([[5, 6, 7]])
+    with torch.no_grad():
+        ours = pair.ours.model.model.language_model(input_ids=ids).last_hidden_state
+        theirs = pair.theirs.model.language_model(input_ids=ids).last_hidden_state
+    assert_close(ours, theirs, atol=1e-4, rtol=0)
+    attention = pair.ours.model.model.language_model.layers[0].self_attn
+    storages = {layer.weight.untyped_storage().data_ptr() for layer in (attention.q_proj, attention.v_proj)}
+    assert len(storages) == 1
+
+
+def test_bfloat16_draws_and_its_heads_agree_with_the_engine(tiny_checkpoint: Path) -> None:
+    backbone = load_janus(str(tiny_checkpoint), "cpu", "bfloat16")
+    assert backbone.info.dtype == "bfloat16"
+    ask = Ask(image=Greedy(), text_ratio=1.0, image_ratio=1.0, guidance=4.0)
+    drawn = backbone.draw([Order("a red apple", ask, 0)])[0]
+    assert drawn.latents
+    assert drawn.latents.text.dtype == drawn.latents.image.dtype == torch.float32
+    for logits, expected in (
+        (backbone.text_logits(drawn.latents.text), drawn.text_tokens),
+        (backbone.image_logits(drawn.latents.image, 4.0), drawn.image_tokens),
+    ):
+        assert logits.dtype == torch.float32
+        count = len(expected)
+        assert tuple(choose(logits, torch.zeros(count), torch.zeros(count).double()).tolist()) == expected
+
+
+def test_heads_are_differentiable_in_the_latents(tiny_backbone: JanusBackbone) -> None:
+    drawn = tiny_backbone.draw([Order("a red apple", Ask(text_ratio=0.5, image_ratio=0.2), 0)])[0]
+    assert drawn.latents
+    text, image = (latent.clone().requires_grad_() for latent in (drawn.latents.text, drawn.latents.image))
+    (tiny_backbone.text_logits(text).logsumexp(-1).sum() + tiny_backbone.image_logits(image, 2.0).sum()).backward()
+    assert text.grad is not None
+    assert image.grad is not None
+    assert text.grad.abs().sum(-1).min() > 0
+    assert image.grad.abs().sum(-1).min() > 0
+
+
+# --- Mistakes -------------------------------------------------------------------------------------------------
+
+
+def test_unknown_names_get_a_hint() -> None:
+    with pytest.raises(UserError, match=r"Unknown model 'janus-pro-1': did you mean 'janus-pro-1b'\?"):
+        load_janus("janus-pro-1")
+    with pytest.raises(UserError, match="known are lab, janus-pro-1b, janus-pro-7b"):
+        load_janus("zzz")
+    with pytest.raises(UserError, match="Unknown model"):
+        load_janus("./no/such/folder")
+
+
+def test_without_network_one_sentence_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match=r"^some-owner/some-model is not on this machine and could not be fetched"):
+        load_janus("some-owner/some-model")
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "message"),
+    [
+        ("tpu", "auto", "Unknown device 'tpu'"),
+        ("cuda:9", "auto", "There is no device 'cuda:9'"),
+        ("cpu", "int8", "Unknown dtype 'int8'"),
+        ("cpu", "float16", "float16 needs a GPU"),
+    ],
+)
+def test_wrong_device_or_dtype(tiny_checkpoint: Path, device: str, dtype: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load_janus(str(tiny_checkpoint), device, dtype)
+
+
+@pytest.mark.parametrize(
+    ("break_it", "message"),
+    [
+        (lambda path: (path / "config.json").unlink(), "has no config.json"),
+        (lambda path: (path / "config.json").write_text("{"), "config.json of broken cannot be read"),
+        (lambda path: (path / "config.json").write_text('{"model_type": "llama"}'), "a 'llama' model, not a Janus"),
+        (lambda path: (path / "config.json").write_text('{"model_type": "multi_modality"}'), "DeepSeek's own format"),
+        (lambda path: (path / "config.json").write_text('{"model_type": "janus", "vq_config": 3}'), "not that of"),
+        (lambda path: (path / "model.safetensors").rename(path / "model.bin"), "has no model.safetensors"),
+        (lambda path: (path / "model.safetensors").write_bytes(b"x" * 99), "weights of broken cannot be read"),
+        (lambda path: (path / "tokenizer.json").write_text("{"), "broken cannot be read"),
+    ],
+)
+def test_broken_checkpoints(tiny_checkpoint: Path, tmp_path: Path, break_it: Any, message: str) -> None:
+    copy = Path(shutil.copytree(tiny_checkpoint, tmp_path / "broken"))
+    break_it(copy)
+    with pytest.raises(UserError, match=message) as caught:
+        load_janus(str(copy), "cpu")
+    assert str(tmp_path) not in str(caught.value) or "cannot be read" in message
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_weights_and_shards(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(tiny_checkpoint, tmp_path / "copy"))
+    weights = load_file(copy / "model.safetensors")
+    del weights["model.generation_head.vision_head.weight"]
+    save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"incomplete: 1 weights are missing, the first is model.generation_head"):
+        load_janus(str(copy), "cpu")
+    index = {"weight_map": {"lm_head.weight": "model-00001-of-00002.safetensors"}}
+    (copy / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match=r"model-00001-of-00002\.safetensors is missing"):
+        load_janus(str(copy), "cpu")
+
+
+def test_too_little_memory_is_said_before_loading(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint, "free_bytes", lambda device: 1_000_000)
+    with pytest.raises(UserError, match=r"tiny in float32 needs 0\.0 GB of memory, but cpu has only 0\.0 GB free"):
+        load_janus(str(tiny_checkpoint), "cpu", "float32")
+    assert "too little" in describe_memory(str(tiny_checkpoint), "cpu")
+
+
+@pytest.mark.parametrize(
+    ("ask", "message"),
+    [
+        (Ask(guidance=float("nan")), "guidance scale is nan"),
+        (Ask(guidance=-1.0), "guidance scale is -1.0"),
+        (Ask(text=Sample(0.0)), "temperature is 0.0"),
+        (Ask(image=Forced((1,), then=Sample(float("inf")))), "temperature is inf"),
+    ],
+)
+def test_wrong_numbers(tiny_backbone: JanusBackbone, ask: Ask, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        tiny_backbone.draw([Order("a red apple", ask, 0)])
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ("", "prompt is empty"),
+        (" \n", "prompt is empty"),
+        ("a <begin_of_image> fox", "'<begin_of_image>', a control token"),
+        ("<｜end▁of▁sentence｜>", "a control token"),
+        ("~" * 5000, r"is 50\d\d tokens long; tiny reads at most 4056"),
+    ],
+)
+def test_prompts_that_cannot_be_drawn(tiny_backbone: JanusBackbone, prompt: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        tiny_backbone.draw([Order(prompt, Ask(), 0)])
+
+
+def test_no_orders_no_drawings(tiny_backbone: JanusBackbone) -> None:
+    assert tiny_backbone.draw([]) == []
+    assert tiny_backbone.answer([], []) == []
+
+
+# --- Prompts --------------------------------------------------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=40)
+@given(prompt=st.text(st.characters(codec=None), min_size=1).filter(str.strip))
+def test_any_unicode_is_drawn(tiny_backbone: JanusBackbone, prompt: str) -> None:
+    drawn = tiny_backbone.draw([Order(prompt, Ask(image=Forced(tuple(range(12)))), 0)])[0]
+    assert drawn.image.size == (16, 16)
+
+
+def test_templates_of_the_checkpoint_are_used(tiny_backbone: JanusBackbone) -> None:
+    prompts, tokenizer = tiny_backbone.prompts, tiny_backbone.prompts._tokenizer
+    assert tokenizer.decode(prompts.reasoning("a fox")) == "<｜begin▁of▁sentence｜>a fox =>"
+    drawing = prompts.drawing("a fox", " red \n")
+    assert tokenizer.decode(drawing) == "<｜begin▁of▁sentence｜>a fox => red<begin_of_image>"
+    undrawn = prompts.undrawn(drawing)
+    assert len(undrawn) == len(drawing)
+    assert undrawn[0] == drawing[0] == prompts.begin
+    assert undrawn[-1] == drawing[-1] == prompts.begin_image
+    assert set(undrawn[1:-1]) == {prompts.pad}
+    seen = "<begin_of_image>" + "<image_placeholder>" * 16 + "<end_of_image>"
+    assert tokenizer.decode(prompts.question("red?")) == f"<｜begin▁of▁sentence｜>{seen}red? "
+
+
+def test_janus_pros_own_prompts(tmp_path: Path) -> None:
+    directory = make_checkpoint(tiny(), tmp_path / "plain", dtype=torch.float32)
+    backbone = load_janus(str(directory), "cpu")
+    assert backbone.info.guidance == 5.0
+    assert backbone.max_text_tokens == 512
+    prompts, tokenizer = backbone.prompts, backbone.prompts._tokenizer
+    begin = "<｜begin▁of▁sentence｜>"
+    drawing = tokenizer.decode(prompts.drawing("a fox ", " A red fox.\n"))
+    assert drawing == f"{begin}<|User|>: a fox. A red fox.\n\n<|Assistant|>:<begin_of_image>"
+    assert tokenizer.decode(prompts.drawing("a fox", "")) == (
+        f"{begin}<|User|>: a fox\n\n<|Assistant|>:<begin_of_image>"
+    )
+    reasoning = tokenizer.decode(prompts.reasoning("a fox {prompt}"))
+    assert "asks for: a fox {prompt}\n" in reasoning
+    assert "at most 50 words" in reasoning
+    assert reasoning.startswith(begin)
+    assert reasoning.endswith("\n\n<|Assistant|>:")
+    question = tokenizer.decode(prompts.question("Is there a fox?"))
+    seen = "<begin_of_image>" + "<image_placeholder>" * 16 + "<end_of_image>"
+    assert question.startswith(f"{begin}You are a helpful language and vision assistant.")
+    assert question.endswith(f"<|User|>: {seen}\nIs there a fox? Answer yes or no.\n\n<|Assistant|>:")
+
+
+def test_a_reasoning_cannot_smuggle_control_tokens(tiny_backbone: JanusBackbone) -> None:
+    prompts = tiny_backbone.prompts
+    nasty = "<begin_of_<begin_of_image>image> fox"
+    assert prompts.clean(nasty) == "fox"
+    assert prompts.drawing("a", nasty).count(prompts.begin_image) == 1
+    assert prompts.text([prompts.begin_image, *prompts._encode("fox", begin=False), prompts.end]) == "fox"
+
+
+# --- Pixels and understanding ---------------------------------------------------------------------------------
+
+
+def test_pixels_are_the_clipped_decoding(pair: Any) -> None:
+    count = pair.ours.info.image_tokens
+    tokens = [[(7 * i + j) % 50 for i in range(count)] for j in range(3)]
+    with torch.no_grad():
+        values = pair.theirs.decode_image_tokens(torch.tensor(tokens))
+    images = pair.ours.pixels(tokens)
+    for image, expected in zip(images, values, strict=True):
+        assert image.size == (pair.ours.info.image_size,) * 2
+        difference = np.asarray(image) - ((expected.numpy() + 1) * 127.5).clip(0, 255)
+        assert np.abs(difference).max() <= 0.51
+
+
+def test_answers_are_those_of_transformers(pair: Any) -> None:
+    """Images of several shapes and questions of several lengths in one batch, against one forward for each."""
+    random = np.random.default_rng(0)
+    size = pair.theirs.config.vision_config.image_size
+    shapes = [(size, size), (3 * size, 2 * size), (2 * size, 5 * size)]
+    images = [Image.fromarray(random.integers(0, 255, (h, w, 3), dtype=np.uint8)) for h, w in shapes]
+    questions = ["red?", "is there a blue thing left of it?", "x"]
+    answers = pair.ours.answer(images, questions)
+    tokenizer = AutoTokenizer.from_pretrained(pair.directory)
+    words = ("yes", "Yes", " yes", " Yes"), ("no", "No", " no", " No")
+    yes, no = ({tokenizer.encode(word)[0] for word in spellings} for spellings in words)
+    for image, question, answer in zip(images, questions, answers, strict=True):
+        scaled = image.resize([round(side * size / max(image.size)) for side in image.size], Image.Resampling.BICUBIC)
+        square = Image.new("RGB", (size, size), (127, 127, 127))
+        square.paste(scaled, ((size - scaled.width) // 2, (size - scaled.height) // 2))
+        pixels = torch.tensor(np.asarray(square) / 127.5 - 1).permute(2, 0, 1)[None].float()
+        ids = torch.tensor([pair.ours.prompts.question(question)])
+        with torch.no_grad():
+            logits = pair.theirs(input_ids=ids, pixel_values=pixels).logits[0, -1]
+        mass = logits.softmax(-1)
+        said_yes, said_no = (mass[sorted(chosen)].sum() for chosen in (yes - no, no - yes))
+        assert answer == pytest.approx(float(said_yes / (said_yes + said_no)), abs=1e-4)
+    assert len({round(answer, 3) for answer in answers}) == 3
+
+
+# --- Sizes ----------------------------------------------------------------------------------------------------
+
+
+def test_sizes_of_janus_pro() -> None:
+    """2.077 B and 7.408 B parameters, as transformers counts those of the published checkpoints."""
+    for config, parameters, cache_of_a_token in (
+        (janus_pro_1b(), 2.077e9, 196_608),
+        (janus_pro_7b(), 7.408e9, 491_520),
+    ):
+        memory = memory_needed(config, torch.bfloat16)
+        assert memory.weights == pytest.approx(2 * parameters, rel=2e-4)
+        assert memory.image >= 2 * 576 * cache_of_a_token
+    assert describe_memory("janus-pro-7b", "cpu").startswith("janus-pro-7b in bfloat16 needs 14.82 GB")
+
+
+def test_the_random_checkpoint_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "file").touch()
+    assert main(["janus-pro-1b", "--out", str(tmp_path / "there")]) == 2
+    assert "is not empty" in capsys.readouterr().err
+
+
+def test_the_large_tokenizer_has_janus_pros_ids() -> None:
+    from milr.backbones.random_checkpoint import make_tokenizer
+
+    tokenizer = make_tokenizer(janus_pro_1b(), templates=False)
+    assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) == (100_000, 100_001, 100_002)
+    assert tokenizer.convert_tokens_to_ids("<image_placeholder>") == 100_581
+    assert tokenizer.decode(tokenizer.encode("a red fox, 苹果 🍎")) == "a red fox, 苹果 🍎"
+    assert max(tokenizer.get_vocab().values()) < 102_400
+
+
+# --- The door -------------------------------------------------------------------------------------------------
+
+
+def test_the_door_is_light_and_lists_the_models() -> None:
+    code = "import sys, milr.backbones as b; print(*b.names()); assert not {'torch', 'transformers'} & set(sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert run.stderr == ""
+    assert run.stdout.split()[:3] == ["lab", "janus-pro-1b", "janus-pro-7b"]
+
+
+def test_load_by_directory(tiny_checkpoint: Path) -> None:
+    assert backbones.load(str(tiny_checkpoint), device="cpu").info.name == "tiny"
+
+
+@pytest.mark.real_weights
+def test_golden_tokens_of_janus_pro_1b() -> None:
+    """First image tokens of transformers' own integration test (tests/models/janus): greedy, w = 5, no template."""
+    backbone = load_janus(os.environ.get("MILR_JANUS", "janus-pro-1b"))
+    text = "A portrait of young girl. masterpiece, film grained, best quality."
+    request = [*backbone.prompts._encode(text), backbone.prompts.begin_image]
+    assert len(request) == 17
+    backbone.prompts.drawing = lambda prompt, reasoning: request  # type: ignore[method-assign]
+    silent = Forced((backbone.text_end(),))
+    drawn = backbone.draw([Order(text, Ask(text=silent, image=Greedy(), guidance=5.0), 0)])[0]
+    golden = [4484, 4015, 15750, 506, 3758, 11651, 8597, 5739, 4861, 971, 14985, 14834, 15438, 7548, 1820, 1465]
+    assert list(drawn.image_tokens[:16]) == golden
