@@ -121,7 +121,12 @@ def mixed_orders() -> list[Order]:
         Ask(text=Sample(), guidance=5.0),
         Ask(text=Forced((70, 71, 72), then=Sample(0.8)), image=Greedy(), text_ratio=0.5),
         Ask(text=Sample(), image=Sample(0.5), guidance=1.0, image_ratio=0.2),
-        Ask(text=Forced((70, 328)), image=Forced(whole, then=Sample(), free=frozenset({3, 4, 9})), guidance=3.0),
+        Ask(
+            text=Forced((70, 328)),
+            image=Forced(whole, then=Sample(), free=frozenset({3, 4, 9})),
+            guidance=3.0,
+            image_ratio=0.9,
+        ),
         Ask(image=Forced((5, 6, 7), then=Sample()), image_ratio=0.5),
         Ask(text=Forced((70, 328)), image=Forced(whole, free=frozenset())),
         Ask(text=Sample(2.0), image=Sample(2.0), guidance=0.0),
@@ -320,7 +325,9 @@ def test_choose_survives_extremes() -> None:
             first, second = choose(logits, torch.full((2,), temperature), numbers).tolist()
             assert first == 0 or temperature == 1e30
             assert second == (0 if number == 0 else 2)
-    assert choose(logits, torch.zeros(2), torch.zeros(2, dtype=torch.float64)).tolist() == [0, 0]
+    zero = torch.zeros(1, dtype=torch.float64)
+    assert choose(logits[1:], torch.zeros(1), zero).tolist() == [0]
+    assert choose(torch.tensor([[float("-inf"), 0.0]]), torch.ones(1), zero).tolist() == [1], "not the impossible one"
 
 
 def test_uniform_numbers_are_indexed_by_position() -> None:
