@@ -111,7 +111,11 @@ def generate(
     ] = None,
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="A setting of the search (see 'milr list'); repeatable."),
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            help="A setting of the search (see: milr list searches NAME); repeatable.",
+        ),
     ] = None,
     out: Annotated[
         Path | None,
@@ -392,6 +396,9 @@ def list_parts(
     kind: Annotated[
         str | None, typer.Argument(help="models, searches, critics or benchmarks.", show_default="all")
     ] = None,
+    name: Annotated[
+        str | None, typer.Argument(metavar="SEARCH", help="With 'searches': show the settings of this one.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Every model, search, critic and benchmark with one line each, those of other packages too."""
@@ -402,14 +409,17 @@ def list_parts(
             f"There are no '{_line(kind, 60)}'.{registry.did_you_mean(kind, registry.PLURALS.values())} "
             f"Name one of {', '.join(registry.PLURALS.values())}, or none for all."
         )
+    if name is not None:
+        _list_settings(str(kind), name)
+        return
     for one, plural in registry.PLURALS.items():
         if kind not in (None, plural):
             continue
         found = registry.parts(one)
         if as_json:
             for part in found:
-                print(json.dumps({"kind": one, "name": part.name, "summary": part.summary, "presets": part.presets,
-                                  "package": part.origin or "milr"}))  # fmt: skip
+                said = {"kind": one, "name": part.name, "summary": part.summary, "presets": part.presets}
+                print(json.dumps({**said, "package": part.origin or "milr"}))
             continue
         print(plural)
         width = max([len(part.name) for part in found], default=0)
@@ -420,6 +430,20 @@ def list_parts(
                 print(f"  {'':{width}}  presets: {', '.join(part.presets)}")
         if not found:
             print("  none")
+
+
+def _list_settings(kind: str, name: str) -> None:
+    from milr import registry
+
+    if kind != "searches":
+        raise UserError(f"Only searches have settings to list; 'milr list {kind}' shows all {kind}.")
+    module = registry.load(registry.find("search", name))
+    from milr.searches.settings import options
+
+    print(f"settings of {name} (--set NAME=VALUE), with their defaults")
+    for option in options(module.SETTINGS):
+        choices = f" One of: {', '.join(option.choices)}." if option.choices else ""
+        print(f"  {option.name}={option.default}\n      {option.meaning}.{choices}")
 
 
 @app.command()
@@ -440,6 +464,68 @@ def doctor(device: Device = "auto") -> None:
 
 
 # --- lab ------------------------------------------------------------------------------------------------------
+
+
+@lab.command("prompts")
+def lab_prompts(
+    n: Annotated[int, typer.Option("--n", min=1, max=10_000, help="How many.")] = 20,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same prompts.")] = 0,
+    category: Annotated[
+        list[str] | None, typer.Option(help="Only this category; repeatable.", show_default="all, in turn")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Test prompts of the embedded world, none of them seen in training, with the checks that decide them."""
+    from milr.lab.curriculum import CATEGORIES, prompt_records
+    from milr.registry import did_you_mean
+
+    for name in category or ():
+        if name not in CATEGORIES:
+            raise UserError(
+                f"Unknown category '{_line(name, 60)}'.{did_you_mean(name, CATEGORIES)} "
+                f"There are {', '.join(CATEGORIES)}."
+            )
+    for record in prompt_records(n, seed, tuple(category or CATEGORIES)):
+        print(json.dumps(record) if as_json else f"{record['category']:12} {record['prompt']}")
+
+
+@lab.command("train")
+def lab_train(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of checkpoint, card, curves and samples.")],
+    vq_steps: Annotated[
+        int | None, typer.Option(min=1, help="Steps of the image tokenizer.", show_default="recipe")
+    ] = None,
+    lm_steps: Annotated[
+        int | None, typer.Option(min=1, help="Steps of the language model.", show_default="recipe")
+    ] = None,
+    prompts: Annotated[int, typer.Option(min=1, help="Test prompts of the card.")] = 600,
+    seed: Annotated[int, typer.Option(help="Seed of weights and data.")] = 0,
+    threads: Annotated[int, typer.Option(min=0, help="Processor threads; 0 is all.")] = 0,
+    device: Device = "auto",
+) -> None:
+    """Train the embedded model from scratch; killed, the same command goes on where it stopped."""
+    from milr.lab.train import Recipe, train
+
+    usual = Recipe()
+    recipe = Recipe(vq_steps or usual.vq_steps, lm_steps or usual.lm_steps, seed, threads)
+    print(train(out, recipe, device, tell=lambda line: print(line, file=sys.stderr, flush=True), prompts=prompts))
+
+
+@lab.command("sheet")
+def lab_sheet(
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The picture to write (PNG).")] = Path("sheet.png"),
+    model: Annotated[str, typer.Option(help="'lab' or the folder of a lab checkpoint.")] = "lab",
+    n: Annotated[int, typer.Option("--n", min=1, max=1000, help="Prompts.")] = 32,
+    seed: Annotated[int, typer.Option(help="Seed of the prompts.")] = 0,
+    guidance: Annotated[float | None, typer.Option(help="Guidance scale.", show_default="the model's own")] = None,
+) -> None:
+    """One draft each of some test prompts on one sheet: green where every check passes, red where not."""
+    if out.exists():
+        raise UserError(f"{out} exists; name another file with --out.")
+    _check_model(model)
+    from milr.lab.train import sheet
+
+    print(sheet(model, out, n, seed, guidance))
 
 
 # --- Small things ---------------------------------------------------------------------------------------------

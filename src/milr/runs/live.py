@@ -70,6 +70,8 @@ class Progressing:
             self.finished += 1
             self.calls_saved += self.budget - len(event.trajectory.drafts)
         elif isinstance(event, Started):
+            if not self.bests:
+                self.began = time.monotonic()  # loading is over
             self.bests[event.task.id] = None
 
     def seconds_left(self) -> float | None:

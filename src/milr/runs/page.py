@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-CURVE_WIDTH, CURVE_HEIGHT, CURVE_MARGIN = 640, 180, 26
+CURVE_WIDTH, CURVE_HEIGHT, CURVE_MARGIN = 640, 180, 34
 LOSSLESS_UP_TO = 160  # pixels a side; larger drafts are shown as JPEG, or a page of 576-token drafts weighs 10 MB
 
 
@@ -72,6 +72,7 @@ def render_page(record: Mapping[str, Any], images: Sequence[Image]) -> str:
         drafts=shown,
         best=shown[record["best"]],
         curve=curve([draft["reward"] for draft in drafts]),
+        highest=max((draft for draft in shown if draft["reward"] is not None), key=_reward, default=None),
         stopped=STOPPED.get(record["stopped"], record["stopped"]),
         cell=record["model"]["image_size"] / record["model"]["grid"],
         size=record["model"]["image_size"],
@@ -85,6 +86,10 @@ STOPPED = {
     "abstained": "the critic abstained ten times in a row",
     "interrupted": "it was interrupted",
 }
+
+
+def _reward(draft: Mapping[str, Any]) -> float:
+    return float(draft["reward"])
 
 
 def word_changes(before: str, after: str, searched: str = "") -> list[Words]:
@@ -126,28 +131,28 @@ def _join(pieces: Any) -> list[Words]:
 
 def asked_in_words(draft: Mapping[str, Any]) -> str:
     """What the search asked of this draft, e.g. 'reasoning: first 3 tokens chosen, rest greedy'."""
-    searched_text = draft["ask"]["note"].get("text_searched")
-    text = _choice_in_words(draft["ask"]["text"], searched_text if isinstance(searched_text, int) else None)
-    image = _choice_in_words(draft["ask"]["image"], None)
+    note = draft["ask"]["note"]
+    text, image = (_choice_in_words(draft["ask"][kind], note.get(f"{kind}_searched")) for kind in ("text", "image"))
     return f"Reasoning {text}; image {image}."
 
 
-def _choice_in_words(choice: Mapping[str, Any], searched: int | None) -> str:
+def _choice_in_words(choice: Mapping[str, Any], searched: object) -> str:
     if choice["how"] == "greedy":
         return "greedy"
     if choice["how"] == "sample":
         return "sampled" if choice["temperature"] == 1 else f"sampled at temperature {choice['temperature']:g}"
     rest = _choice_in_words(choice["then"], None)
     if choice["free"] is not None:
-        return f"{_tokens(len(choice['free']))} drawn afresh ({rest}), all others kept"
+        free = len(choice["free"])
+        return f"{'one token' if free == 1 else f'{free} tokens'} drawn afresh ({rest}), all others kept"
     forced = len(choice["tokens"])
-    if searched is not None and searched < forced:
-        return f"first {_tokens(searched)} chosen by the search, rest {rest}"
-    return f"first {_tokens(forced)} given by the search, rest {rest}"
+    if isinstance(searched, int) and searched < forced:  # the rest was written before and is only repeated
+        return f"{_first(searched)} chosen by the search, rest {rest}"
+    return f"{_first(forced)} given by the search, rest {rest}"
 
 
-def _tokens(count: int) -> str:
-    return f"{count} token{'' if count == 1 else 's'}"
+def _first(count: int) -> str:
+    return "first token" if count == 1 else f"first {count} tokens"
 
 
 def curve(rewards: Sequence[float | None]) -> dict[str, Any]:
@@ -173,7 +178,7 @@ def curve(rewards: Sequence[float | None]) -> dict[str, Any]:
         "points": points,
         "scored": " ".join(f"{point.x},{point.y}" for point in points if point.reward is not None),
         "best": " ".join(f"{x},{y}" for x, y in steps),
-        "label_every": max(1, round(len(rewards) / 20)),
+        "label_every": 1 + (len(rewards) - 1) // 12,
     }
 
 

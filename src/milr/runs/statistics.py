@@ -15,7 +15,9 @@ def wilson(successes: int, trials: int) -> tuple[float, float]:
     centre = share + Z95**2 / (2 * trials)
     spread = Z95 * math.sqrt(share * (1 - share) / trials + Z95**2 / (4 * trials**2))
     scale = 1 + Z95**2 / trials
-    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
+    low = (centre - spread) / scale if successes > 0 else 0.0  # exactly, without rounding errors
+    high = (centre + spread) / scale if successes < trials else 1.0
+    return low, high
 
 
 def sign_test(won: int, lost: int) -> float:

@@ -1,0 +1,142 @@
+import json
+import os
+import stat
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+import milr
+from milr.drafts import UserError
+from milr.runs import output
+from milr.runs.output import claim, claim_fresh, slug, write_atomically
+from runs_toy import draw
+from toy_milr.critic import Redness
+
+CANARY = "sk-canary-0123456789"
+
+
+@pytest.fixture(scope="module")
+def result():
+    return draw()
+
+
+def files_in(folder):
+    return sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
+
+
+def test_a_result_is_saved_whole(result, tmp_path):
+    folder = result.save(tmp_path / "foxes")
+    drafts = len(result.trajectory.drafts)
+    expected = [f"drafts/{number:02d}.png" for number in range(drafts)]
+    assert files_in(folder) == [*expected, "image.png", "trajectory.html", "trajectory.json"]
+    with Image.open(folder / "image.png") as best:
+        assert best.tobytes() == result.image.tobytes()
+
+
+def test_the_image_says_how_it_was_made(result, tmp_path):
+    with Image.open(result.save(tmp_path / "foxes") / "image.png") as image:
+        chunks = image.text
+    assert chunks["prompt"] == "two red foxes"
+    assert chunks["reasoning"] == result.reasoning
+    assert (chunks["seed"], chunks["search"]) == ("0", "milr")
+    assert json.loads(chunks["model"])["name"] == "toy"
+    assert json.loads(chunks["settings"])["learning_rate"] == 0.03
+    assert json.loads(chunks["versions"])["torch"]
+
+
+def test_nothing_tells_of_the_machine_or_its_keys(tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", CANARY)
+    monkeypatch.setenv("HF_TOKEN", CANARY)
+    folder = tmp_path / "some-private-folder"
+    draw(out=folder, budget=2)
+    for file in folder.rglob("*.*"):
+        content = file.read_bytes()
+        assert CANARY.encode() not in content, file
+        assert b"some-private-folder" not in content, file
+        assert os.getcwd().encode() not in content, file
+
+
+def test_existing_work_is_never_replaced_silently(result, tmp_path):
+    folder = result.save(tmp_path / "foxes")
+    (folder / "notes.txt").write_text("mine")
+    before = (folder / "image.png").read_bytes()
+    with pytest.raises(UserError, match=r"not empty; name another with --out, or add --overwrite"):
+        result.save(folder)
+    assert (folder / "image.png").read_bytes() == before
+    draw(out=folder, overwrite=True, budget=1)
+    assert files_in(folder) == ["drafts/00.png", "image.png", "notes.txt", "trajectory.html", "trajectory.json"]
+
+
+def test_what_is_to_be_replaced_stays_until_the_new_search_begins(result, tmp_path):
+    folder = result.save(tmp_path / "foxes")
+    before = files_in(folder)
+    with pytest.raises(UserError, match="Unknown model"):
+        draw_with_unknown_model(folder)
+    assert files_in(folder) == before
+
+
+def draw_with_unknown_model(folder):
+    milr.generate("no-such-model", "a fox", out=folder, overwrite=True, reward=Redness())
+
+
+def test_fresh_folders_are_numbered(tmp_path):
+    names = [claim_fresh("Two  red foxes!", 3, tmp_path).path.name for _ in range(3)]
+    assert names == ["two-red-foxes-3", "two-red-foxes-3-2", "two-red-foxes-3-3"]
+
+
+def test_a_folder_that_was_not_used_is_removed(tmp_path):
+    folder = claim(tmp_path / "a")
+    folder.release()
+    assert not folder.path.exists()
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    claim(mine).release()
+    assert mine.exists(), "it was there before"
+
+
+def test_a_file_in_the_way_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(UserError, match="is not a folder; name another with --out"):
+            claim(path)
+    with pytest.raises(UserError, match="is not a folder"):
+        claim_fresh("fox", 0, tmp_path / "file")
+
+
+@given(st.text(max_size=300))
+def test_slugs_are_safe_file_names(prompt):
+    name = slug(prompt)
+    assert 1 <= len(name) <= 48
+    assert set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789-")
+    assert not name.startswith("-")
+
+
+def test_slugs_read_like_the_prompt():
+    assert slug("Two red foxes, above a blue car!") == "two-red-foxes-above-a-blue-car"
+    assert slug("ein Fuchs über Zürich") == "ein-fuchs-uber-zurich"
+    assert slug("../../etc/passwd\x00") == "etc-passwd"
+    assert slug("🦊") == "prompt"
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_full_disk_leaves_no_half_file(tmp_path, monkeypatch, call):
+    file = tmp_path / "kept.json"
+    write_atomically(file, b"good")
+
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(output.os, call, fail)
+    with pytest.raises(UserError, match=r"Cannot write .*kept.json \(No space left on device\)"):
+        write_atomically(file, b"new")
+    assert file.read_bytes() == b"good"
+    assert files_in(tmp_path) == ["kept.json"]
+
+
+def test_files_have_usual_permissions(tmp_path):
+    file, usual = tmp_path / "a", tmp_path / "b"
+    write_atomically(file, b"")
+    usual.write_bytes(b"")
+    assert stat.S_IMODE(file.stat().st_mode) == stat.S_IMODE(usual.stat().st_mode)

@@ -1,0 +1,220 @@
+"""The command through its real entry, in processes of its own. Toy model and critic join by entry points."""
+
+import json
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from command import ROOT, Milr
+
+TOY = ("--model", "toy", "--reward", "redness")
+
+
+@pytest.fixture
+def milr(tmp_path):
+    return Milr(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["generate", "--help"], ["list"], ["--version"], ["replay", "nothing"]]
+)
+def test_light_commands_do_not_import_torch(arguments):
+    code = (
+        "import sys; from milr.cli import main\n"
+        f"sys.argv = ['milr', *{arguments!r}]\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'transformers', 'numpy'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, env={"PYTHONPATH": str(ROOT / "src")})
+
+
+def test_generate_writes_what_it_names(milr):
+    run = milr("generate", "two red foxes", *TOY, "--budget", "3", "--held-out", "broken")
+    assert run.returncode == 2
+    assert "broken" in run.stderr
+    assert os.listdir(milr.folder / "milr-out") == []
+
+    run = milr("generate", "two red foxes", *TOY, "--budget", "3")
+    assert run.returncode == 0, run.stderr
+    for name in ("image.png", "trajectory.html", "trajectory.json", "drafts"):
+        (named,) = re.findall(rf"\S*/{name}", run.stdout)
+        assert (milr.folder / named).exists()
+    assert "call 3 of 3: reward" in run.stderr
+    assert "\x1b" not in run.stdout + run.stderr, "no terminal, no colours"
+    assert [path.name for path in milr.folder.glob("milr-out/*")] == ["two-red-foxes-0"]
+
+
+def test_json_is_one_object_a_prompt_and_nothing_else(milr):
+    (milr.folder / "prompts.txt").write_text("a blue car\n\n  a 🦊 <b>\n", encoding="utf-8")
+    run = milr("generate", "two red foxes", "--prompts", "prompts.txt", *TOY, "--budget", "2", "--json", "--out", "o")
+    assert run.returncode == 0, run.stderr
+    objects = [json.loads(line) for line in run.stdout.splitlines()]
+    assert {said["prompt"] for said in objects} == {"two red foxes", "a blue car", "a 🦊 <b>"}
+    for said in objects:
+        assert {
+            "reasoning",
+            "reward",
+            "held_out",
+            "calls",
+            "decoded_tokens",
+            "seconds",
+            "seed",
+            "model",
+            "search",
+        } <= set(said)
+        assert said["calls"] <= 2
+        assert (milr.folder / said["image"]).exists()
+        assert (milr.folder / said["trajectory"]).exists()
+    assert sorted(path.name for path in (milr.folder / "o").iterdir()) == ["1-two-red-foxes", "2-a-blue-car", "3-a-b"]
+
+
+BAD = [
+    ([""], "prompt is empty"),
+    ([], "Give at least one prompt"),
+    (["x" * 100_000], "100,000 characters"),
+    (["fox", "--budget", "0"], "budget must be"),
+    (["fox", "--budget", "1000000000"], "budget must be"),
+    (["fox", "--budget", "many"], "integer"),
+    (["fox", "--threshold", "nan"], "threshold must be"),
+    (["fox", "--threshold", "inf"], "threshold must be"),
+    (["fox", "--seed", "-1"], "seed must be"),
+    (["fox", "--search", "mlir"], "Did you mean 'milr'"),
+    (["fox", "--model", "lap"], "Did you mean 'lab'"),
+    (["fox", "--reward", "rednes"], "Did you mean 'redness'"),
+    (["fox", "--held-out", "rednes"], "Did you mean 'redness'"),
+    (["fox", "--set", "learning_rate"], "NAME=VALUE"),
+    (["fox", "--prompts", "nothing.txt"], "Cannot read the prompts file"),
+    (["fox", "--buget", "3"], "No such option"),
+    (["fox", "--out", "full"], "is not empty"),
+    (["fox", "--out", "file"], "is not a folder"),
+    (["fox", "--out", "file/below"], "is not a folder"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "complaint"), BAD, ids=[complaint for _, complaint in BAD])
+def test_bad_input_is_one_clear_sentence(milr, arguments, complaint):
+    (milr.folder / "full").mkdir()
+    (milr.folder / "full" / "image.png").write_text("precious")
+    (milr.folder / "file").write_text("")
+    run = milr("generate", *arguments)
+    assert run.returncode == 2, run.stderr
+    assert run.stdout == ""
+    assert complaint in re.sub(r"[\s│]+", " ", run.stderr)
+    assert "Traceback" not in run.stderr
+    if run.stderr.startswith("milr: "):
+        assert run.stderr.count("\n") == 1
+    assert (milr.folder / "full" / "image.png").read_text() == "precious"
+    assert sorted(os.listdir(milr.folder)) == ["file", "full"], "nothing was left behind"
+
+
+def test_what_only_the_model_knows_is_one_clear_sentence_too(milr):
+    run = milr("generate", "a fox", *TOY, "--quiet", "--dtype", "float16")
+    assert (run.returncode, run.stdout, run.stderr.count("\n")) == (2, "", 1), run.stderr
+    assert "float16 is for GPUs" in run.stderr
+    assert list(milr.folder.glob("milr-out/*")) == []
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_cannot_be_written_to(milr):
+    (milr.folder / "locked").mkdir(mode=0o500)
+    run = milr("generate", "a fox", "--out", "locked/x")
+    assert run.returncode == 2
+    assert "Cannot write to locked" in run.stderr
+
+
+def test_ctrl_c_keeps_the_finished_drafts(milr):
+    process = milr.start("generate", "a slow fox", *TOY, "--seed", "7", TOY_SECONDS="0.5")
+    folder = milr.folder / "milr-out" / "a-slow-fox-7"
+    wait_for(lambda: (folder / "drafts" / "01.png").exists())
+    process.send_signal(signal.SIGINT)
+    out, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert "Traceback" not in said
+    assert "stopped by Ctrl-C; finished drafts are in milr-out/a-slow-fox-7" in said
+    record = json.loads((folder / "trajectory.json").read_text())
+    assert record["stopped"] == "interrupted"
+    assert len(record["drafts"]) == len(list(folder.glob("drafts/*.png"))) >= 2
+    assert not list(folder.rglob("*.tmp"))
+    assert "reward" in out
+
+
+def test_a_kill_leaves_whole_drafts_only(milr):
+    process = milr.start("generate", "a slow fox", *TOY, "--seed", "7", TOY_SECONDS="0.3")
+    folder = milr.folder / "milr-out" / "a-slow-fox-7"
+    wait_for(lambda: (folder / "drafts" / "01.png").exists())
+    process.kill()
+    process.communicate(timeout=60)
+    assert not (folder / "image.png").exists()
+    from PIL import Image
+
+    for draft in folder.glob("drafts/[0-9]*.png"):
+        with Image.open(draft) as image:
+            image.load()
+    run = milr(
+        "generate", "a slow fox", *TOY, "--seed", "7", "--budget", "2", "--out", str(folder), "--overwrite", "-q"
+    )
+    assert run.returncode == 0, run.stderr
+    assert sorted(path.name for path in folder.glob("drafts/*")) == ["00.png", "01.png"]
+
+
+def wait_for(condition, seconds=60):
+    limit = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < limit
+        time.sleep(0.02)
+
+
+def test_replay_verifies_and_names_what_differs(milr):
+    assert milr("generate", "two red foxes", *TOY, "--budget", "4", "--out", "foxes", "-q").returncode == 0
+    same = milr("replay", "foxes")
+    assert (same.returncode, same.stdout) == (0, "The same: all 4 drafts have the recorded tokens.\n"), same.stderr
+    other = milr("replay", "foxes", "--json", TOY_WEIGHTS="6")
+    assert other.returncode == 1
+    said = json.loads(other.stdout)
+    assert said["same"] is False
+    assert "fingerprint" in said["refused"]
+    (milr.folder / "foxes" / "trajectory.json").write_text("{}")
+    bad = milr("replay", "foxes")
+    assert (bad.returncode, bad.stdout) == (2, "")
+    assert bad.stderr.startswith("milr: foxes/trajectory.json is not a trajectory")
+
+
+def test_list_shows_what_others_bring(milr):
+    said = milr("list").stdout
+    for line in ("redness  likes red corners, for tests [toy-milr]", "presets: paper, official", "lab "):
+        assert line in said
+    objects = [json.loads(line) for line in milr("list", "critics", "--json").stdout.splitlines()]
+    assert {"kind": "critic", "name": "redness", "presets": [], "package": "toy-milr",
+            "summary": "likes red corners, for tests"} in objects  # fmt: skip
+    assert "learning_rate" in milr("list", "searches", "milr").stdout
+    wrong = milr("list", "searchs")
+    assert wrong.returncode == 2
+    assert "Did you mean 'searches'" in wrong.stderr
+
+
+def test_doctor_finds_what_is_broken_and_goes_on(milr):
+    run = milr("doctor")
+    assert run.returncode in (0, 1)
+    assert "Traceback" not in run.stdout + run.stderr
+    assert re.search(r"no +broken +.*toy-milr", run.stdout)
+    assert re.search(r"ok +redness +loads", run.stdout)
+    assert re.search(r"ok +torch +\d", run.stdout)
+    assert "memory" in run.stdout
+
+
+def test_compare_on_the_command_line(milr):
+    run = milr("compare", "--n", "3", "--budget", "2", "--benchmark", "toys", *TOY, "--method", "single",
+                 "--method", "best-of-n sampled text", "--out", "c")  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    assert "| best-of-n sampled text |" in run.stdout
+    report = json.loads((milr.folder / "c" / "report.json").read_text())
+    assert report["prompts"] == 3
+    assert math.isclose(report["methods"][0]["mean_calls"], 1)
