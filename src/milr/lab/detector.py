@@ -28,6 +28,8 @@ from milr.lab.world import (
     SPRITES,
     Group,
     Meaning,
+    Scene,
+    cell_centre,
     holds,
     sprite_name,
     sprites,
@@ -126,6 +128,16 @@ def look_at(images: Sequence[Image.Image]) -> list[Page]:
         found.sort(key=lambda f: (f.box[1], f.box[0]))
         results.append(Page(tuple(found), frame, _mark_boxes(rest)))
     return results
+
+
+def page_of(scene: Scene) -> Page:
+    """What a perfect look at a scene's picture finds."""
+    found = []
+    for thing in scene.things:
+        x, y = cell_centre(thing.cell)
+        box = (x - CELL / 2, y - CELL / 2, x + CELL / 2, y + CELL / 2)
+        found.append(Found(thing.noun, _looks(thing.noun, thing.colour), box, 1.0))
+    return Page(tuple(found), scene.frame or NO_FRAME, ())
 
 
 def _border(page: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -24,7 +24,8 @@ from milr.drafts import Ask, Drawn, Forced, Greedy, Order, Sample
 from milr.lab.codes import page_tokens
 from milr.lab.curriculum import CATEGORIES, Item, contradict, unseen_items
 from milr.lab.detector import check, look_at
-from milr.lab.language import agrees, is_true, read_reading, write_plan, write_prompt, write_question, write_reading
+from milr.lab.language import agrees, read_reading, write_plan, write_prompt, write_reading
+from milr.lab.train_lm import ask
 from milr.lab.world import NO_FRAME, lay_out, render, to_image
 
 # What the lab model is a scale model of: Janus-Pro-7B on GenEval (its paper, table 4) and on WISE (MILR, table 3).
@@ -148,19 +149,10 @@ def understanding(backbone: Backbone, count: int = 600, seed: int = 0) -> dict[s
     rng = random.Random(f"understanding-{seed}")
     questions, pages, truths, scenes = [], [], [], []
     for item in unseen_items(count, 9_000 + seed):
-        yes = rng.random() < 0.5
-        asked, prompt = item.meaning, write_prompt(item.meaning, rng)
         scene = lay_out(item.meaning, rng)
-        while not yes:
-            asked = contradict(item.meaning, rng)
-            prompt = write_prompt(asked, rng)
-            if asked != item.meaning:
-                break
-        question = write_question(asked, rng, prompt)
-        while not yes and is_true(question, item.meaning):
-            question = write_question(asked, rng, prompt)
+        question, truth = ask(item.meaning, write_prompt(item.meaning, rng), scene, rng)
         questions.append(question)
-        truths.append(yes)
+        truths.append(truth)
         scenes.append(scene)
         pages.append(to_image(render(scene)))
     report = {}

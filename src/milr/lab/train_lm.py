@@ -1,7 +1,8 @@
 """Stage two of training the lab model: the language model that reads, reasons, draws and answers.
 
 A drawing row is `<begin><User> prompt <Assistant> reading <end><boi> 64 codes`; one pass teaches both the reading
-and the picture. A question row is `<begin><User><boi> 64 patches <eoi> question <Assistant> Yes|No <end>`.
+and the picture. A question row is `<begin><User><boi> 64 patches <eoi> question <Assistant> Yes|No <end>`, with
+another question and a request to describe the page behind it.
 A tenth of the drawing rows are unconditional in exactly the form that guidance uses at inference: every token
 but the first and the begin-of-image is padding, and attended to.
 Batches depend on (seed, step) alone, so a killed training resumes as if it had never stopped.
@@ -31,18 +32,22 @@ from milr.lab.curriculum import (
     make_item,
     training_sample,
 )
-from milr.lab.language import is_true, write_prompt, write_question
+from milr.lab.detector import check, page_of
+from milr.lab.language import is_true, write_plan, write_prompt, write_question
 from milr.lab.model import ASSISTANT, BOI, BOS, EOI, EOS, IMAGE, NO, PAD, USER, YES
 from milr.lab.optimizers import MovingAverage, MuonAndAdamW, autocast, load_state, save_state, schedule
-from milr.lab.world import lay_out
+from milr.lab.world import NO_FRAME, Meaning, Scene, lay_out
 
 DRAWINGS = 40  # rows of each kind in a batch
 QUESTIONS = 8
+QUESTIONS_PER_PAGE = 2
+DESCRIBE = "What does this picture show?"
 BUCKETS = 4
 UNCONDITIONAL = 0.1
 IMAGE_WEIGHT = 2.0  # of the image tokens' mean cross-entropy beside the text's
 ANSWER_WEIGHT = 0.5
 MUON_RATE, ADAM_RATE = 0.02, 3e-3
+SAVE_EVERY, SNAPSHOT_EVERY = 50, 250  # steps
 
 Report = Callable[[int, dict[str, float]], None]
 
@@ -84,7 +89,7 @@ class Batch:
     text_at: Tensor  # positions whose state predicts a taught text token
     text: Tensor
     answer_at: Tensor
-    answers: Tensor
+    caption_at: Tensor
 
     def to(self, device: torch.device) -> Batch:
         moved: dict[str, Any] = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)}
@@ -108,30 +113,59 @@ def drawing_row(
     return tokens, page_tokens(sample.scene), first, last
 
 
-def question_row(rng: random.Random, ids: Ids, encode: Callable[[str], list[int]]) -> tuple[list[int], list[int], bool]:
-    """A question row: tokens, the codes of the page it is about, and the answer. Half are 'no', most by one detail."""
+@dataclass(frozen=True)
+class QuestionRow:
+    """A picture and what is asked about it: tokens, codes, and the positions whose next token is taught."""
+
+    tokens: list[int]
+    codes: list[int]
+    answers_at: list[int]
+    captions_at: list[int]
+
+
+def question_row(rng: random.Random, ids: Ids, encode: Callable[[str], list[int]]) -> QuestionRow:
+    """A page, two yes/no questions about it, and what it shows, in words.
+
+    Half of the questions are 'no', most of these by one detail. The caption is for the eye: one bit an answer
+    teaches it slowly. It comes last, so that no answer can be copied from it.
+    """
     while True:
         item = make_item(rng.choices(list(MIX), list(MIX.values()))[0], rng, RIDDLES_ELSEWHERE / 3)
         if not is_test_prompt(item.prompt):
             break
     meaning = item.meaning
-    prompt = item.prompt if not any(item.lore) else write_prompt(meaning, rng)
-    answer = rng.random() < 0.5
-    asked = meaning
-    if not answer:
-        # Ask about a meaning that differs in one thing; a question about an unchanged part would still be true.
-        asked = contradict(meaning, rng)
-        prompt = write_prompt(asked, rng)
     scene = lay_out(meaning, rng)
+    shown = replace(meaning, frame=scene.frame or NO_FRAME)
+    tokens = [ids.bos, ids.user, ids.boi, *[ids.image] * TOKENS, ids.eoi]
+    answers_at = []
+    for turn in range(QUESTIONS_PER_PAGE):
+        question, answer = ask(meaning, item.prompt, scene, rng)
+        tokens += (
+            [*encode(" " + question), ids.assistant]
+            if turn == 0
+            else [ids.user, *encode(" " + question), ids.assistant]
+        )
+        answers_at.append(len(tokens) - 1)
+        tokens += [ids.yes if answer else ids.no, ids.eos]
+    caption = encode(" " + write_plan(shown))
+    tokens += [ids.user, *encode(" " + DESCRIBE), ids.assistant]
+    captions_at = list(range(len(tokens) - 1, len(tokens) + len(caption)))
+    return QuestionRow([*tokens, *caption, ids.eos], page_tokens(scene), answers_at, captions_at)
+
+
+def ask(meaning: Meaning, prompt: str, scene: Scene, rng: random.Random) -> tuple[str, bool]:
+    """A question about a page, and its true answer: 'yes' half of the time."""
+    if rng.random() < 0.5:
+        return write_question(meaning, rng, prompt), True
+    page = page_of(scene)
     while True:
-        question = write_question(asked, rng, prompt)
-        if answer or not is_true(question, meaning):
-            break
-    tokens = [
-        ids.bos, ids.user, ids.boi, *[ids.image] * TOKENS, ids.eoi, *encode(" " + question), ids.assistant,
-        ids.yes if answer else ids.no, ids.eos,
-    ]  # fmt: skip
-    return tokens, page_tokens(scene), answer
+        other = contradict(meaning, rng)
+        if all(c.passed for c in check(other, page)):
+            continue  # a natural apple is red, and on a diagonal two relations hold
+        question = write_question(other, rng, write_prompt(other, rng))
+        # The page fails the changed thing alone; a question about the rest of it would be true.
+        if not is_true(question, meaning):
+            return question, False
 
 
 def make_batch(step: int, seed: int, ids: Ids, tokenizer: PreTrainedTokenizerFast, errors: DrawingErrors) -> Batch:
@@ -142,12 +176,14 @@ def make_batch(step: int, seed: int, ids: Ids, tokenizer: PreTrainedTokenizerFas
 
     # Rows of like length share a batch: four batches' worth are made, sorted and dealt out, which saves a fifth
     # of the positions from being padding.
-    pool = sorted((drawing_row(rng, ids, encode, errors) for _ in range(BUCKETS * DRAWINGS)), key=lambda r: len(r[0]))
     bucket = step % BUCKETS
+    pool = sorted((drawing_row(rng, ids, encode, errors) for _ in range(BUCKETS * DRAWINGS)), key=lambda r: len(r[0]))
     drawings = pool[bucket * DRAWINGS : (bucket + 1) * DRAWINGS]
-    rng = random.Random(f"lm-questions-{seed}-{step}")
-    questions = [question_row(rng, ids, encode) for _ in range(QUESTIONS)]
-    length = max(max(len(tokens) + TOKENS - 1 for tokens, *_ in drawings), max(len(tokens) for tokens, *_ in questions))
+    asked_pool = sorted(
+        (question_row(rng, ids, encode) for _ in range(BUCKETS * QUESTIONS)), key=lambda r: len(r.tokens)
+    )
+    questions = asked_pool[bucket * QUESTIONS : (bucket + 1) * QUESTIONS]
+    length = max(max(len(tokens) + TOKENS - 1 for tokens, *_ in drawings), max(len(row.tokens) for row in questions))
     table = torch.full((DRAWINGS + QUESTIONS, length), ids.pad)
     text_at: list[int] = []
     text: list[int] = []
@@ -155,12 +191,13 @@ def make_batch(step: int, seed: int, ids: Ids, tokenizer: PreTrainedTokenizerFas
         table[row, : len(tokens)] = torch.tensor(tokens)
         text_at += range(row * length + first, row * length + last)
         text += tokens[first + 1 : last + 1]
-    answer_at, answers = [], []
-    for row, (tokens, _, _) in enumerate(questions, start=DRAWINGS):
-        table[row, : len(tokens)] = torch.tensor(tokens)
-        answer_at += [row * length + len(tokens) - 3]
-        answers += [tokens[-2]]
-    pages = torch.from_numpy(look_up(torch.tensor([codes for _, codes, _ in questions]).numpy()))
+    answer_at: list[int] = []
+    caption_at: list[int] = []
+    for row, asked in enumerate(questions, start=DRAWINGS):
+        table[row, : len(asked.tokens)] = torch.tensor(asked.tokens)
+        answer_at += [row * length + position for position in asked.answers_at]
+        caption_at += [row * length + position for position in asked.captions_at]
+    pages = torch.from_numpy(look_up(torch.tensor([row.codes for row in questions]).numpy()))
     noise = torch.Generator().manual_seed(step)
     pages = pages.permute(0, 3, 1, 2) * 2 - 1
     pages = pages + 0.05 * torch.rand(len(pages), 1, 1, 1, generator=noise) * torch.randn(pages.shape, generator=noise)
@@ -173,12 +210,12 @@ def make_batch(step: int, seed: int, ids: Ids, tokenizer: PreTrainedTokenizerFas
         text_at=torch.tensor(text_at),
         text=torch.tensor(text),
         answer_at=torch.tensor(answer_at),
-        answers=torch.tensor(answers),
+        caption_at=torch.tensor(caption_at),
     )
 
 
 def losses(model: JanusForConditionalGeneration, batch: Batch) -> dict[str, Tensor]:
-    """Mean cross-entropies: of the taught text tokens, of the image tokens, of the answers."""
+    """Mean cross-entropies: of the taught text tokens, of the image tokens, of the answers, of the captions."""
     inner = model.model
     embeddings = inner.language_model.embed_tokens(batch.ids)
     drawings, length = len(batch.codes), batch.ids.shape[1]
@@ -196,10 +233,12 @@ def losses(model: JanusForConditionalGeneration, batch: Batch) -> dict[str, Tens
         torch.arange(drawings, device=device)[:, None] * length + batch.code_start[:, None] - 1
         + torch.arange(TOKENS, device=device)
     ).flatten()  # fmt: skip
+    following = batch.ids.flatten()
     return {
         "text": F.cross_entropy(model.lm_head(states[batch.text_at]).float(), batch.text),
         "image": F.cross_entropy(inner.generation_head(states[image_at]).float(), batch.codes.flatten()),
-        "answer": F.cross_entropy(model.lm_head(states[batch.answer_at]).float(), batch.answers),
+        "answer": F.cross_entropy(model.lm_head(states[batch.answer_at]).float(), following[batch.answer_at + 1]),
+        "caption": F.cross_entropy(model.lm_head(states[batch.caption_at]).float(), following[batch.caption_at + 1]),
     }
 
 
@@ -256,13 +295,13 @@ def train_lm(
         batch = make_batch(step, plan.seed, ids, tokenizer, plan.errors).to(device)
         with autocast(device):
             parts = losses(model, batch)
-            total = parts["text"] + IMAGE_WEIGHT * parts["image"] + ANSWER_WEIGHT * parts["answer"]
+            total = parts["text"] + IMAGE_WEIGHT * parts["image"] + ANSWER_WEIGHT * (parts["answer"] + parts["caption"])
         total.backward()
         optimizer.step(schedule(step, plan.steps, hold=plan.hold))
         average.update(step)
         if step % 10 == 0 or step == plan.steps - 1:
             report(step, {name: loss.item() for name, loss in parts.items()})
-        if (step + 1) % 50 == 0 or step == plan.steps - 1:
+        if (step + 1) % SAVE_EVERY == 0 or step == plan.steps - 1:
             state = {
                 "model": model.state_dict(),
                 "optimizer": optimizer.state_dict(),
@@ -271,7 +310,7 @@ def train_lm(
                 "seconds": seconds_before + time.monotonic() - began,
             }
             save_state(folder / state_name, state)
-        if (step + 1) % 250 == 0:
+        if (step + 1) % SNAPSHOT_EVERY == 0:
             average.swap()
             snapshot(step + 1)
             model.train()

@@ -1,0 +1,203 @@
+"""Training: batches say what they should, a killed training resumes as if it had not stopped, losses fall."""
+
+import json
+import random
+
+import pytest
+import torch
+
+from milr.drafts import UserError
+from milr.lab.codes import TOKENS
+from milr.lab.curriculum import (
+    CATEGORIES,
+    DrawingErrors,
+    Item,
+    is_test_prompt,
+    make_item,
+    misread,
+    prompt_records,
+    right_share,
+    tasks,
+    training_sample,
+    unseen_items,
+)
+from milr.lab.detector import check, page_of
+from milr.lab.language import agrees
+from milr.lab.model import make_model, make_tokenizer, save_checkpoint
+from milr.lab.train import Recipe, train
+from milr.lab.train_lm import Ids, LmPlan, losses, make_batch, train_lm
+from milr.lab.train_vq import train_vq
+from milr.lab.world import Group, Meaning
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return make_tokenizer(samples=300)
+
+
+def nothing(step, losses):
+    pass
+
+
+# --- The data -------------------------------------------------------------------------------------------------
+
+
+def test_test_prompts_are_seeded_distinct_and_never_trained_on():
+    items = unseen_items(400, 7)
+    assert [i.prompt for i in items] == [i.prompt for i in unseen_items(400, 7)]
+    assert len({i.prompt for i in items}) == 400
+    assert {i.prompt for i in items} != {i.prompt for i in unseen_items(400, 8)}
+    assert all(is_test_prompt(i.prompt) for i in items)
+    rng = random.Random(0)
+    trained = {training_sample(rng, DrawingErrors()).item.prompt for _ in range(2000)}
+    assert not any(is_test_prompt(prompt) for prompt in trained)
+    # Case and punctuation do not move a prompt to the other side.
+    assert is_test_prompt(items[0].prompt) == is_test_prompt(items[0].prompt.upper() + "!")
+
+
+def test_the_first_test_prompts_are_what_they_always_were():  # published results name them by seed
+    assert [task.id for task in tasks(2, 7)] == ["lab-7-0", "lab-7-1"]
+    assert [record["prompt"] for record in prompt_records(4, 7)] == [
+        "a dog",
+        "a frog together with a plane",
+        "a photo of four bells",
+        "paint a purple owl",
+    ]
+
+
+def test_lore_told_wrong_is_found_at_its_own_rate():
+    rng = random.Random(1)
+    wrong = [item for item in (make_item("riddle", rng) for _ in range(4000)) if misread(item, rng) != item.meaning]
+    assert 0.45 < len(wrong) / 4000 < 0.65
+    item = wrong[0]
+    lone = Item("riddle", "", Meaning((Group(item.meaning.groups[0].noun),)), ((item.lore[0][0],),))
+    right = sum(misread(lone, rng) == lone.meaning for _ in range(3000)) / 3000
+    assert right == pytest.approx(right_share(item.meaning.groups[0].noun, item.lore[0][0]), abs=0.03)
+
+
+def test_most_pictures_show_their_text_and_errors_are_of_every_kind():
+    rng = random.Random(2)
+    shown = {category: [] for category in CATEGORIES}
+    for _ in range(6000):
+        sample = training_sample(rng, DrawingErrors())
+        if not sample.plan_is_taught:
+            continue
+        right = all(c.passed for c in check(sample.meaning, page_of(sample.scene)))
+        shown[sample.item.category].append(right)
+    rates = {category: sum(flags) / len(flags) for category, flags in shown.items()}
+    assert rates["single"] == 1
+    assert 0.8 < rates["two"] < 0.97
+    assert 0.5 < rates["counting"] < 0.8
+    assert 0.55 < rates["attribute"] < 0.85
+    assert 0.3 < rates["composition"] < 0.65
+
+
+def test_contradicted_plans_are_not_taught():
+    rng = random.Random(3)
+    samples = [training_sample(rng, DrawingErrors()) for _ in range(500)]
+    contradicted = [s for s in samples if not s.plan_is_taught]
+    assert 0.2 < len(contradicted) / 500 < 0.4
+    assert all(s.meaning != s.item.meaning for s in contradicted)
+    assert not any(agrees(s.item.meaning, s.meaning) for s in contradicted)
+
+
+# --- The tokenizer --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", ["a red fox", "héllo — 北京 🦊🏽", "\x00\t\n ", "e\u0301" * 50, "ﷺ" * 20])
+def test_any_unicode_comes_back_whole(tokenizer, text):
+    assert tokenizer.decode(tokenizer(text, add_special_tokens=False).input_ids) == text
+
+
+def test_a_checkpoint_directory_is_complete(tokenizer, tmp_path):
+    save_checkpoint(make_model(tokenizer), tokenizer, tmp_path / "checkpoint")
+    names = {path.name for path in (tmp_path / "checkpoint").iterdir()}
+    assert {
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "chat_template.jinja",
+    } <= names
+    assert not list(tmp_path.glob("*.partial"))
+    assert sum(path.stat().st_size for path in (tmp_path / "checkpoint").rglob("*") if path.is_file()) < 16e6
+
+
+# --- The loops ------------------------------------------------------------------------------------------------
+
+
+def test_a_batch_teaches_each_token_at_the_state_before_it(tokenizer):
+    ids = Ids.of(tokenizer)
+    batch = make_batch(3, 0, ids, tokenizer, DrawingErrors())
+    flat = batch.ids.flatten()
+    assert torch.equal(flat[batch.text_at + 1], batch.text)
+    assert set(flat[batch.answer_at + 1].tolist()) <= {ids.yes, ids.no}
+    assert (flat[batch.answer_at] == ids.assistant).all()
+    rows = torch.arange(len(batch.codes))
+    assert (batch.ids[rows, batch.code_start - 1] == ids.boi).all()
+    assert batch.codes.shape == (len(batch.codes), TOKENS)
+    unconditional = [row for row in batch.ids[: len(batch.codes)].tolist() if row[1] == ids.pad]
+    for row in unconditional:  # exactly the form of guidance at inference
+        assert row[0] == ids.bos
+        assert set(row[1:]) <= {ids.pad, ids.boi}
+
+
+def test_a_killed_language_training_resumes_as_if_it_had_not_stopped(tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr("milr.lab.train_lm.DRAWINGS", 2)
+    monkeypatch.setattr("milr.lab.train_lm.QUESTIONS", 1)
+    device = torch.device("cpu")
+    whole, halves = make_model(tokenizer), make_model(tokenizer)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    train_lm(whole, tokenizer, tmp_path / "a", LmPlan(steps=4), device, nothing)
+
+    class Killed(Exception):
+        pass
+
+    def kill(step, losses):
+        if step == 3:
+            raise Killed
+
+    monkeypatch.setattr("milr.lab.train_lm.SAVE_EVERY", 2)
+    with pytest.raises(Killed):
+        train_lm(halves, tokenizer, tmp_path / "b", LmPlan(steps=4), device, kill)
+    again = make_model(tokenizer, seed=5)
+    train_lm(again, tokenizer, tmp_path / "b", LmPlan(steps=4), device, nothing)
+    states = [torch.load(tmp_path / name / "lm.pt", weights_only=True) for name in "ab"]
+    for ours, theirs in zip(states[0]["average"], states[1]["average"], strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_losses_fall(tokenizer, tmp_path):
+    model = make_model(tokenizer)
+    batch = make_batch(0, 1, Ids.of(tokenizer), tokenizer, DrawingErrors())
+    before = {name: loss.item() for name, loss in losses(model, batch).items()}
+    train_lm(model, tokenizer, tmp_path, LmPlan(steps=12), torch.device("cpu"), nothing)
+    after = {name: loss.item() for name, loss in losses(model, batch).items()}
+    assert all(after[name] < before[name] for name in before)
+
+
+def test_the_image_tokenizer_learns_and_resumes(tmp_path, monkeypatch):
+    monkeypatch.setattr("milr.lab.train_vq.PAGES_PER_STEP", 1)
+    seen = {}
+    train_vq(tmp_path, 16, 256, 0, torch.device("cpu"), lambda step, part: seen.update({step: part["loss"]}))
+    assert (tmp_path / "vq.pt").exists()
+    train_vq(tmp_path, 16, 256, 0, torch.device("cpu"), lambda *_: pytest.fail("it was finished"))
+    assert seen[15] < seen[0]
+
+
+def test_the_whole_recipe_makes_a_checkpoint_and_a_card(tmp_path, monkeypatch):
+    monkeypatch.setattr("milr.lab.train_vq.PAGES_PER_STEP", 1)
+    monkeypatch.setattr("milr.lab.train_lm.DRAWINGS", 2)
+    monkeypatch.setattr("milr.lab.train_lm.QUESTIONS", 1)
+    lines = []
+    recipe = Recipe(vq_steps=1, lm_steps=2)
+    checkpoint = train(tmp_path / "out", recipe, tell=lines.append, prompts=0)
+    assert (checkpoint / "model.safetensors").exists()
+    assert (tmp_path / "out" / "curves.png").exists()
+    assert "language model 2" in (tmp_path / "out" / "card.md").read_text()
+    assert json.loads((tmp_path / "out" / "card.json").read_text())["recipe"]["lm_steps"] == 2
+    assert any("min left" in line for line in lines)
+    with pytest.raises(UserError, match="another recipe"):
+        train(tmp_path / "out", Recipe(vq_steps=2, lm_steps=2), tell=lines.append, prompts=0)
