@@ -22,7 +22,7 @@ class BestOfN:
 
     text: Literal["greedy", "sampled"] = setting(
         "sampled",
-        "how the reasonings after the first are written; sampled is the stronger rival (DESIGN, section 6)",
+        "how the reasonings after the first are written; sampled is the stronger rival",
     )
     text_temperature: float = setting(1.0, "softmax temperature of sampled text", low=0.01, high=10)
     image_temperature: float = setting(1.0, "softmax temperature of the image tokens (paper: 1)", low=0.01, high=10)

@@ -254,6 +254,6 @@ PRESETS = {
     "text-then-image": Milr(variant="text-then-image"),
     "text-only": Milr(variant="text-only"),
     "image-only": Milr(variant="image-only"),
-    "sampled-rest": Milr(reward_offset=-1.0, text_rest="sampled"),  # the repair measured in DESIGN, section 6
+    "sampled-rest": Milr(reward_offset=-1.0, text_rest="sampled"),  # see "The sign decides" in docs/method.md
 }
 search = milr
