@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from milr.drafts import UserError
-from milr.lab.codes import TOKENS
+from milr.lab.codes import CODES, TOKENS
 from milr.lab.curriculum import (
     CATEGORIES,
     DrawingErrors,
@@ -178,13 +178,13 @@ def test_losses_fall(tokenizer, tmp_path):
     assert all(after[name] < before[name] for name in before)
 
 
-def test_the_image_tokenizer_learns_and_resumes(tmp_path, monkeypatch):
+def test_a_finished_image_tokenizer_is_not_trained_again(tmp_path, monkeypatch):
     monkeypatch.setattr("milr.lab.train_vq.PAGES_PER_STEP", 1)
-    seen = {}
-    train_vq(tmp_path, 16, 256, 0, torch.device("cpu"), lambda step, part: seen.update({step: part["loss"]}))
-    assert (tmp_path / "vq.pt").exists()
-    train_vq(tmp_path, 16, 256, 0, torch.device("cpu"), lambda *_: pytest.fail("it was finished"))
-    assert seen[15] < seen[0]
+    first = train_vq(tmp_path, 2, 256, 0, torch.device("cpu"), nothing)
+    again = train_vq(tmp_path, 2, 256, 0, torch.device("cpu"), lambda *_: pytest.fail("it was finished"))
+    for ours, theirs in zip(first.parameters(), again.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    torch.testing.assert_close(again.quantize.embedding.weight.norm(dim=-1), torch.ones(CODES))
 
 
 def test_the_whole_recipe_makes_a_checkpoint_and_a_card(tmp_path, monkeypatch):

@@ -71,8 +71,9 @@ class Page:
 def _templates() -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Unit ink vectors [288, 3072] and their norms [288]."""
     ink = (1 - sprites()).reshape(SPRITES, -1)
-    norms = np.linalg.norm(ink, axis=1).astype(np.float32)
-    return ink / norms[:, None], norms
+    norms: NDArray[np.float32] = np.sqrt((ink * ink).sum(axis=1))
+    unit: NDArray[np.float32] = ink / norms[:, None]
+    return unit, norms
 
 
 def _looks(noun: str, colour: str | None) -> frozenset[str | None]:

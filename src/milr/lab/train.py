@@ -106,7 +106,8 @@ def _keep_recipe(path: Path, recipe: Recipe) -> None:
 def _tokenizer(folder: Path, seed: int) -> PreTrainedTokenizerFast:
     if not (folder / "tokenizer.json").exists():
         make_tokenizer(seed).save_pretrained(folder)
-    return PreTrainedTokenizerFast.from_pretrained(folder)
+    tokenizer: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(folder)
+    return tokenizer
 
 
 def sheet(model: str, path: Path, count: int = 32, seed: int = 0, guidance: float | None = None) -> Path:

@@ -98,7 +98,8 @@ def train_vq(folder: Path, steps: int, width: int, seed: int, device: torch.devi
     model.quantize.embedding.weight.data.copy_(starting_codebook())
     nn.Module.to(model, device)
     model.train()
-    codebook: nn.Parameter = model.quantize.embedding.weight
+    codebook = nn.Parameter(model.quantize.embedding.weight.detach())  # shares the memory of the model's own
+    model.quantize.embedding.weight = codebook
     parameters = [p for p in model.parameters() if p is not codebook]
     kernels = [p for p in parameters if p.dim() == 4 and min(p.shape[:2]) >= 32]
     chosen = {id(p) for p in kernels}
