@@ -429,7 +429,7 @@ def load_janus(name_or_dir: str = "lab", device: str = "auto", dtype: str = "aut
     found = find(name_or_dir, device, dtype)
     showed_progress = is_progress_bar_enabled()
     if found.memory.weights < 10**9:
-        disable_progress_bar()  # type: ignore[no-untyped-call]  # over before it could be read
+        disable_progress_bar()  # over before it could be read
     try:
         tokenizer = AutoTokenizer.from_pretrained(found.directory, trust_remote_code=False, local_files_only=True)
         loaded: Any = JanusForConditionalGeneration.from_pretrained(
@@ -447,7 +447,7 @@ def load_janus(name_or_dir: str = "lab", device: str = "auto", dtype: str = "aut
         raise UserError(f"{found.name} cannot be read ({reason[0] if reason else error!r}).") from error
     finally:
         if showed_progress:
-            enable_progress_bar()  # type: ignore[no-untyped-call]
+            enable_progress_bar()
     model, report = loaded
     missing = sorted(report["missing_keys"])
     if missing:

@@ -167,7 +167,7 @@ def make_tokenizer(config: Any, templates: bool) -> PreTrainedTokenizerFast:
     tokenizer.add_special_tokens(
         [special.get(index, f"<｜place▁holder▁no▁{index}｜>") for index in range(base, last + 1)]
     )
-    fast = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+    fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token=special[text.bos_token_id],
         eos_token=special[text.eos_token_id],
@@ -259,7 +259,7 @@ def make_checkpoint(
     config.architectures = ["JanusForConditionalGeneration"]
     config.dtype = dtype
     config.save_pretrained(directory)
-    generation = GenerationConfig(  # type: ignore[no-untyped-call]
+    generation = GenerationConfig(
         bos_token_id=config.text_config.bos_token_id,
         eos_token_id=config.text_config.eos_token_id,
         pad_token_id=config.text_config.pad_token_id,
