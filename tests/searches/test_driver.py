@@ -302,6 +302,7 @@ def test_ctrl_c_keeps_what_is_finished_and_what_is_begun() -> None:
         ("3", "interrupted", 1),
     ]
     assert [e.trajectory for e in events if isinstance(e, Finished)] == list(stop.trajectories)
+    assert [list(t.held_out) for t in stop.trajectories] == [["counting"], ["counting"], [], []]
 
 
 def test_ctrl_c_during_an_event_loses_no_scored_draft() -> None:

@@ -12,10 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from toy import CountingCritic, Toy, match, noise, tasks
+from toy import END, CountingCritic, Toy, match, noise, tasks
 
 import milr.searches
 from milr.drafts import Draft, Forced, Greedy, Sample, Score, Task, Trajectory
+from milr.searches.base import whole_text
 from milr.searches.driver import drive
 
 MODULES = [
@@ -182,6 +183,17 @@ def test_forced_asks_are_honest(module: ModuleType, preset: str) -> None:
             if isinstance(image, Forced):
                 assert draft.drawn.image_tokens[: len(image.tokens)] == image.tokens
                 assert draft.drawn.cost.image_tokens == 9 - len(image.tokens)
+
+
+def test_a_text_cut_by_the_limit_is_kept_without_an_end() -> None:
+    drafts = [search(MODULES[0], next(iter(MODULES[0].PRESETS)), CountingCritic(match), backbone=Toy(s), budget=1)[0]
+              for s in range(30)]  # fmt: skip
+    cut = [t.drafts[0].drawn for t in drafts if not t.drafts[0].drawn.text_ended]
+    ended = [t.drafts[0].drawn for t in drafts if t.drafts[0].drawn.text_ended]
+    assert cut
+    assert ended
+    assert all(whole_text(drawn, END) == drawn.text_tokens for drawn in cut)
+    assert all(whole_text(drawn, END) == (*drawn.text_tokens, END) for drawn in ended)
 
 
 @pytest.mark.parametrize("module", MODULES, ids=[module.NAME for module in MODULES])

@@ -318,8 +318,23 @@ def test_a_prefix_that_comes_to_hold_the_end_ends_the_text() -> None:
 
     trajectory, seen = run(Milr(text_ratio=0.9), backbone=Ending(3), budget=4)
     assert len(seen[0].text) > 1
-    assert all(draft.drawn.text_tokens == () for draft in trajectory.drafts[1:])
+    for draft in trajectory.drafts[1:]:
+        assert draft.ask.text == Forced((END,))  # what follows the end is no part of the text
+        assert draft.drawn.text_tokens == ()
     assert all(draft.drawn.cost.text_tokens == 0 for draft in trajectory.drafts[1:])
+
+
+def test_a_greedy_text_is_charged_once() -> None:
+    again = 0
+    for seed in range(8):
+        trajectory, seen = run(replace(Milr(), reward_offset=-1.0), backbone=Toy(seed), budget=20)
+        length, known = len(seen[0].text), set()
+        for draft in trajectory.drafts:
+            prefix = draft.drawn.text_tokens[:length]
+            assert (draft.drawn.cost.text_tokens == 0) == (prefix in known)
+            again += prefix in known and prefix != trajectory.drafts[0].drawn.text_tokens[:length]
+            known.add(prefix)
+    assert again > 5  # some came back that were not the first
 
 
 def test_an_empty_text_is_searched_in_the_image_alone() -> None:
