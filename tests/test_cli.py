@@ -14,6 +14,7 @@ import pytest
 from command import ROOT, Milr
 
 TOY = ("--model", "toy", "--reward", "redness")
+DRAW = ("generate", *TOY, "--search", "best-of-n")
 
 
 @pytest.fixture
@@ -37,24 +38,24 @@ def test_light_commands_do_not_import_torch(arguments):
 
 
 def test_generate_writes_what_it_names(milr):
-    run = milr("generate", "two red foxes", *TOY, "--budget", "3", "--held-out", "broken")
+    run = milr(*DRAW, "two red foxes", "--budget", "3", "--held-out", "broken")
     assert run.returncode == 2
     assert "broken" in run.stderr
     assert os.listdir(milr.folder / "milr-out") == []
 
-    run = milr("generate", "two red foxes", *TOY, "--budget", "3")
+    run = milr(*DRAW, "two slow foxes", "--budget", "3")
     assert run.returncode == 0, run.stderr
     for name in ("image.png", "trajectory.html", "trajectory.json", "drafts"):
         (named,) = re.findall(rf"\S*/{name}", run.stdout)
         assert (milr.folder / named).exists()
     assert "call 3 of 3: reward" in run.stderr
     assert "\x1b" not in run.stdout + run.stderr, "no terminal, no colours"
-    assert [path.name for path in milr.folder.glob("milr-out/*")] == ["two-red-foxes-0"]
+    assert [path.name for path in milr.folder.glob("milr-out/*")] == ["two-slow-foxes-0"]
 
 
 def test_json_is_one_object_a_prompt_and_nothing_else(milr):
     (milr.folder / "prompts.txt").write_text("a blue car\n\n  a 🦊 <b>\n", encoding="utf-8")
-    run = milr("generate", "two red foxes", "--prompts", "prompts.txt", *TOY, "--budget", "2", "--json", "--out", "o")
+    run = milr(*DRAW, "two red foxes", "--prompts", "prompts.txt", "--budget", "2", "--json", "--out", "o")
     assert run.returncode == 0, run.stderr
     objects = [json.loads(line) for line in run.stdout.splitlines()]
     assert {said["prompt"] for said in objects} == {"two red foxes", "a blue car", "a 🦊 <b>"}
@@ -116,7 +117,7 @@ def test_bad_input_is_one_clear_sentence(milr, arguments, complaint):
 
 
 def test_what_only_the_model_knows_is_one_clear_sentence_too(milr):
-    run = milr("generate", "a fox", *TOY, "--quiet", "--dtype", "float16")
+    run = milr(*DRAW, "a fox", "--quiet", "--dtype", "float16")
     assert (run.returncode, run.stdout, run.stderr.count("\n")) == (2, "", 1), run.stderr
     assert "float16 is for GPUs" in run.stderr
     assert list(milr.folder.glob("milr-out/*")) == []
@@ -131,7 +132,7 @@ def test_a_folder_that_cannot_be_written_to(milr):
 
 
 def test_ctrl_c_keeps_the_finished_drafts(milr):
-    process = milr.start("generate", "a slow fox", *TOY, "--seed", "7", TOY_SECONDS="0.5")
+    process = milr.start(*DRAW, "a slow fox", "--seed", "7", TOY_SECONDS="0.5")
     folder = milr.folder / "milr-out" / "a-slow-fox-7"
     wait_for(lambda: (folder / "drafts" / "01.png").exists())
     process.send_signal(signal.SIGINT)
@@ -147,7 +148,7 @@ def test_ctrl_c_keeps_the_finished_drafts(milr):
 
 
 def test_a_kill_leaves_whole_drafts_only(milr):
-    process = milr.start("generate", "a slow fox", *TOY, "--seed", "7", TOY_SECONDS="0.3")
+    process = milr.start(*DRAW, "a slow fox", "--seed", "7", TOY_SECONDS="0.3")
     folder = milr.folder / "milr-out" / "a-slow-fox-7"
     wait_for(lambda: (folder / "drafts" / "01.png").exists())
     process.kill()
@@ -158,9 +159,7 @@ def test_a_kill_leaves_whole_drafts_only(milr):
     for draft in folder.glob("drafts/[0-9]*.png"):
         with Image.open(draft) as image:
             image.load()
-    run = milr(
-        "generate", "a slow fox", *TOY, "--seed", "7", "--budget", "2", "--out", str(folder), "--overwrite", "-q"
-    )
+    run = milr(*DRAW, "a slow fox", "--seed", "7", "--budget", "2", "--out", str(folder), "--overwrite", "-q")
     assert run.returncode == 0, run.stderr
     assert sorted(path.name for path in folder.glob("drafts/*")) == ["00.png", "01.png"]
 
@@ -173,7 +172,7 @@ def wait_for(condition, seconds=60):
 
 
 def test_replay_verifies_and_names_what_differs(milr):
-    assert milr("generate", "two red foxes", *TOY, "--budget", "4", "--out", "foxes", "-q").returncode == 0
+    assert milr(*DRAW, "a slow fox", "--budget", "4", "--out", "foxes", "-q").returncode == 0
     same = milr("replay", "foxes")
     assert (same.returncode, same.stdout) == (0, "The same: all 4 drafts have the recorded tokens.\n"), same.stderr
     other = milr("replay", "foxes", "--json", TOY_WEIGHTS="6")
@@ -189,7 +188,7 @@ def test_replay_verifies_and_names_what_differs(milr):
 
 def test_list_shows_what_others_bring(milr):
     said = milr("list").stdout
-    for line in ("redness  likes red corners, for tests [toy-milr]", "presets: paper, official", "lab "):
+    for line in ("likes red corners, for tests [toy-milr]", "presets: paper, official", "lab "):
         assert line in said
     objects = [json.loads(line) for line in milr("list", "critics", "--json").stdout.splitlines()]
     assert {"kind": "critic", "name": "redness", "presets": [], "package": "toy-milr",
