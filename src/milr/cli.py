@@ -181,17 +181,21 @@ def _generate(
     backbone = load(model, device=device, dtype=dtype)
     noted: set[str] = set()
     with Progressing(console, len(tasks), plan.request.budget, quiet) as progress:
+
+        def say(note: str) -> None:
+            if note not in noted:
+                progress.say(f"note: {note}")
+                noted.add(note)
+
         try:
-            for result in run(backbone, plan, tasks, folders, progress.hear):
+            for result in run(backbone, plan, tasks, folders, progress.hear, say):
                 for note in result.notes:
-                    if note not in noted:
-                        progress.say(f"note: {note}")
-                        noted.add(note)
-                if as_json:
-                    print(json.dumps(result.to_json()), flush=True)
-                else:
-                    progress.live.stop() if len(tasks) == 1 else None
-                    _show(result, plan.request.budget)
+                    say(note)
+                with progress.paused():
+                    if as_json:
+                        print(json.dumps(result.to_json()), flush=True)
+                    else:
+                        _show(result, plan.request.budget)
         except KeyboardInterrupt:
             progress.live.stop()
             kept = [folder.path for folder in folders.values() if any(folder.path.glob("drafts/*.png"))]

@@ -253,9 +253,11 @@ def run(
     tasks: Sequence[Task],
     folders: Mapping[str, Folder],
     on_event: Callable[[Event], None] | None = None,
+    on_note: Callable[[str], None] = lambda note: None,
 ) -> Iterator[Result]:
     """Search every task and yield the results as they are done; drafts go to the task's folder as they are scored.
 
+    `on_note` hears at once what a user should know before waiting; every note is in its result, too.
     On Ctrl-C, what there is of each search is written and yielded (stopped: 'interrupted') before KeyboardInterrupt
     goes on its way.
     """
@@ -281,6 +283,8 @@ def run(
     request = plan.request
     held_out = [_make(critic, backbone) for critic in plan.held_out]
     for critic, notes, judged in _critics_for(backbone, plan, tasks):
+        for note in dict.fromkeys(note for task in judged for note in notes[task.id]):
+            on_note(note)
         try:
             for trajectory in drive_lazily(
                 backbone,

@@ -7,6 +7,8 @@ long it may still take. This file hears the driver's events and knows nothing el
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -57,6 +59,14 @@ class Progressing:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.live.stop()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """The live display steps aside, so that results can be printed on the same terminal."""
+        self.live.stop()
+        yield
+        if self.live_wanted:
+            self.live.start()
 
     def say(self, line: str) -> None:
         """One line that stays."""

@@ -97,8 +97,9 @@ def word_changes(before: str, after: str, searched: str = "") -> list[Words]:
 
     With an empty `before` (the first draft) every word is 'same': nothing changed yet.
     """
+    before, after = before.strip(), after.strip()
     old, new = (re.findall(r"\S+\s*", text) for text in (before, after))
-    starts, position = [], len(after) - len(after.lstrip())
+    starts, position = [], 0
     for word in new:
         starts.append(position)
         position += len(word)

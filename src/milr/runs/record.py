@@ -153,7 +153,7 @@ def _draft(draft: Draft, backbone: Backbone) -> dict[str, Any]:
         "image": f"drafts/{draft.number:02d}.png",
         "reward": draft.reward,
         "reasoning": drawn.reasoning,
-        "searched_text": backbone.decode_text(drawn.text_tokens[: searched[0]]) if searched[0] else "",
+        "searched_text": backbone.decode_text(drawn.text_tokens[: searched[0]]).strip() if searched[0] else "",
         "searched_image": list(searched[1]),
         "score": _score(draft.score),
         "ask": {
