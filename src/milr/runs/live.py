@@ -79,6 +79,7 @@ class Progressing:
         elif isinstance(event, Finished):
             self.finished += 1
             self.calls_saved += self.budget - len(event.trajectory.drafts)
+            self._refresh()
         elif isinstance(event, Started):
             if not self.bests:
                 self.began = time.monotonic()  # loading is over
@@ -103,23 +104,16 @@ class Progressing:
         self.reasonings[event.task.id] = draft.drawn.reasoning
         self.reasoning = Text("  ").append_text(_highlighted(before, draft.drawn.reasoning))
         self.verdict = Text("  " + _verdict(draft), style="dim")
-        self.bar.update(
-            self.row,
-            completed=self.calls + self.calls_saved,
-            label=self._label(event),
-            state=f"best {_number(self._best(event))} · {_duration(self.seconds_left())}",
-        )
+        self._refresh()
 
-    def _label(self, event: DraftScored) -> str:
-        if self.searches == 1:
-            return f"call {event.draft.number + 1} of {event.budget}"
-        return f"prompt {self.finished} of {self.searches} done · {self.calls} calls"
-
-    def _best(self, event: DraftScored) -> float | None:
-        if self.searches == 1:
-            return event.best_reward
+    def _refresh(self) -> None:
         known = [best for best in self.bests.values() if best is not None]
-        return sum(known) / len(known) if known else None
+        mean = sum(known) / len(known) if known else None
+        label, best = f"call {self.calls} of {self.budget}", f"best {_number(mean)}"
+        if self.searches > 1:
+            label, best = f"{self.finished} of {self.searches} prompts done, {self.calls} calls", f"mean {best}"
+        state = f"{best} · {_duration(self.seconds_left())}"
+        self.bar.update(self.row, completed=self.calls + self.calls_saved, label=label, state=state)
 
     def _plain_line(self, event: DraftScored, before: str) -> None:
         draft = event.draft
