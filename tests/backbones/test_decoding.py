@@ -49,13 +49,18 @@ def test_greedy_text_is_that_of_transformers(pair: Any, prompt: str) -> None:
 def test_greedy_image_is_that_of_transformers(pair: Any, prompt: str, guidance: float) -> None:
     ours = draw(pair.ours, prompt, image=Greedy(), guidance=guidance)
     request = torch.tensor([pair.ours.prompts.drawing(prompt, ours.reasoning)])
-    theirs = pair.theirs.generate(
-        request,
-        attention_mask=torch.ones_like(request),
-        do_sample=False,
-        generation_mode="image",
-        guidance_scale=guidance,
-    )[0].tolist()
+    try:
+        theirs = pair.theirs.generate(
+            request,
+            attention_mask=torch.ones_like(request),
+            do_sample=False,
+            generation_mode="image",
+            guidance_scale=guidance,
+        )[0].tolist()
+    except TypeError as error:  # transformers 5.17 cannot draw: its own image mode forgets an argument
+        if "prefill_chunk_size" not in str(error):
+            raise
+        pytest.skip(str(error))
     assert list(ours.image_tokens) == theirs
     assert len(set(theirs)) > 3, "a constant image proves nothing"
 

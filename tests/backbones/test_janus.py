@@ -200,6 +200,8 @@ def test_too_little_memory_is_said_before_loading(tiny_checkpoint: Path, monkeyp
         (Ask(guidance=-1.0), "guidance scale is -1.0"),
         (Ask(text=Sample(0.0)), "temperature is 0.0"),
         (Ask(image=Forced((1,), then=Sample(float("inf")))), "temperature is inf"),
+        (Ask(image=Forced((61,))), "outside the 61 that tiny knows"),
+        (Ask(text=Forced((5, -1))), "outside the 333 that tiny knows"),
     ],
 )
 def test_wrong_numbers(tiny_backbone: JanusBackbone, ask: Ask, message: str) -> None:

@@ -227,7 +227,7 @@ def memory_needed(config: JanusConfig, dtype: torch.dtype) -> Memory:
     per_token = 2 * text.num_hidden_layers * text.num_key_value_heads * head * dtype.itemsize
     tokens = vq.num_patches**2 + 200  # the image, a prompt and a reasoning
     pixels = (vq.num_patches * 2 ** (len(vq.channel_multiplier) - 1)) ** 2
-    decoding = 8 * pixels * vq.base_channels * dtype.itemsize  # feature maps at full size, measured
+    decoding = 8 * pixels * vq.base_channels * dtype.itemsize  # feature maps at full size, twice what was measured
     return Memory(_parameters(config) * dtype.itemsize, 2 * tokens * per_token + decoding)
 
 

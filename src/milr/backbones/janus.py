@@ -203,6 +203,8 @@ class JanusBackbone:
             grid=grid,
         )
         self._decoder = Decoder(model.model.language_model)
+        self._text_vocabulary: int = config.text_config.vocab_size
+        self._image_vocabulary: int = config.vq_config.num_embeddings
         self._longest: int = config.text_config.max_position_embeddings
         self._text_ids = lru_cache(maxsize=256)(self.prompts.reasoning)
 
@@ -386,7 +388,12 @@ class JanusBackbone:
             temperature = getattr(choice.then if isinstance(choice, Forced) else choice, "temperature", 1.0)
             if not (math.isfinite(temperature) and temperature > 0):
                 raise UserError(f"The temperature is {temperature}; it must be > 0 (use greedy choice for 0).")
-        image = order.ask.image
+        text, image = order.ask.text, order.ask.image
+        for choice, size in ((text, self._text_vocabulary), (image, self._image_vocabulary)):
+            if isinstance(choice, Forced) and not all(0 <= token < size for token in choice.tokens):
+                raise UserError(
+                    f"A forced token lies outside the {size} that {self.info.name} knows; it is from another model."
+                )
         if isinstance(image, Forced) and image.free is not None:
             count = self.info.image_tokens
             if len(image.tokens) != count or not image.free <= set(range(count)):
