@@ -70,9 +70,9 @@ class Page:
 @functools.cache
 def _templates() -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Unit ink vectors [288, 3072] and their norms [288]."""
-    ink = (1 - sprites()).reshape(SPRITES, -1)
-    norms: NDArray[np.float32] = np.sqrt((ink * ink).sum(axis=1))
-    unit: NDArray[np.float32] = ink / norms[:, None]
+    ink: NDArray[np.float32] = np.asarray(1 - sprites(), np.float32).reshape(SPRITES, -1)
+    norms = np.sqrt((ink * ink).sum(axis=1)).astype(np.float32)
+    unit: NDArray[np.float32] = np.divide(ink, norms[:, None], dtype=np.float32)
     return unit, norms
 
 
@@ -88,7 +88,7 @@ def as_array(image: Image.Image) -> NDArray[np.float32]:
     picture = image.convert("RGB")
     if picture.size != (PAGE, PAGE):
         picture = picture.resize((PAGE, PAGE), Image.Resampling.LANCZOS)
-    return np.asarray(picture, np.float32) / 255
+    return np.asarray(picture, np.float32) / np.float32(255)
 
 
 def look_at(images: Sequence[Image.Image]) -> list[Page]:

@@ -36,7 +36,7 @@ from milr.lab.world import PAGE
 WIDTH = 256
 LAYERS = 6
 VOCABULARY = 1280  # at most; the world's words need fewer merges than that
-MAX_POSITIONS = 1024
+MAX_POSITIONS = 4096
 
 PAD, BOS, EOS, BOI, EOI, IMAGE, USER, ASSISTANT = SPECIAL = (
     "<|pad|>", "<|begin|>", "<|end|>", "<begin_of_image>", "<end_of_image>", "<image_placeholder>",
