@@ -278,7 +278,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     try:
-        directory = make_checkpoint(CONFIGS[options.size](), options.out, options.seed)
+        # Random weights never end a text; 64 tokens are as long as a reasoning of 50 words.
+        directory = make_checkpoint(CONFIGS[options.size](), options.out, options.seed, max_text_tokens=64)
     except (UserError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
