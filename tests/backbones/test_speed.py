@@ -19,7 +19,6 @@ def test_measure(tiny_backbone: JanusBackbone, monkeypatch: pytest.MonkeyPatch) 
     assert speed.text_token_bytes == 4 * (layers + 333 * 64)
     assert speed.image_share == pytest.approx(speed.image_token_bytes / speed.image_token_seconds / 1e9)
     assert speed.image_seconds == pytest.approx(16 * speed.image_token_seconds + speed.pixel_seconds)
-    assert 0 < speed.image_token_cpu_seconds
     assert speed.peak_bytes > 10**7
 
 
