@@ -1,6 +1,7 @@
 """Runs the real command in its own process, with the toy package installed beside it."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -54,7 +55,7 @@ class Milr:
             text=True,
             encoding="utf-8",
             input=stdin,
-            timeout=120,
+            timeout=300,
         )
 
     def start(self, *arguments, **environment):
@@ -65,4 +66,6 @@ class Milr:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            # A shell starts its background jobs with Ctrl-C ignored, and children inherit that.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
