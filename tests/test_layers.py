@@ -7,7 +7,7 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "milr"
 ORDER = (
-    {"drafts", "version"},
+    {"drafts", "statistics", "version"},
     {"backbones"},
     {"critics"},
     {"searches"},

@@ -41,6 +41,9 @@ class Toy:
     def text_end(self) -> int:
         return END
 
+    def encode_text(self, text: str) -> list[int]:
+        return [int(word[1:]) for word in text.split()]
+
     def decode_text(self, tokens: Sequence[int]) -> str:
         return " ".join(f"w{token}" for token in tokens)
 

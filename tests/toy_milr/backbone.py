@@ -131,6 +131,9 @@ class ToyBackbone:
     def text_end(self):
         return END
 
+    def encode_text(self, text):
+        return [WORDS.index(word) for word in text.split()]
+
     def decode_text(self, tokens):
         return " ".join(WORDS[token] for token in tokens)
 

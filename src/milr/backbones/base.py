@@ -55,6 +55,10 @@ class Backbone(Protocol):
         """Id of the token that ends a reasoning."""
         ...
 
+    def encode_text(self, text: str) -> list[int]:
+        """The text tokens of a string as it would stand in a reasoning, without begin or end tokens."""
+        ...
+
     def decode_text(self, tokens: Sequence[int]) -> str:
         """The string that these text tokens spell."""
         ...

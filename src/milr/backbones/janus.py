@@ -124,6 +124,10 @@ class Prompts:
         """The string that text tokens spell, without control tokens."""
         return cast(str, self._tokenizer.decode(list(tokens), skip_special_tokens=True))
 
+    def tokens(self, text: str) -> list[int]:
+        """The tokens of a text, without begin or end tokens."""
+        return self._encode(text, begin=False)
+
     def clean(self, reasoning: str) -> str:
         """A reasoning as it goes into a prompt: nothing in it may be read as a control token."""
         while self._control_pattern.search(reasoning):
@@ -261,6 +265,10 @@ class JanusBackbone:
 
     def decode_text(self, tokens: Sequence[int]) -> str:
         return self.prompts.text(tokens)
+
+    def encode_text(self, text: str) -> list[int]:
+        """The text tokens of a string as it would stand in a reasoning, without begin or end tokens."""
+        return self.prompts.tokens(text)
 
     # Drawing
 

@@ -27,6 +27,7 @@ from milr.lab.detector import check, look_at
 from milr.lab.language import agrees, read_reading, write_plan, write_prompt, write_reading
 from milr.lab.train_lm import ask
 from milr.lab.world import NO_FRAME, lay_out, render, to_image
+from milr.statistics import wilson
 
 # What the lab model is a scale model of: Janus-Pro-7B on GenEval (its paper, table 4) and on WISE (MILR, table 3).
 PUBLISHED = {
@@ -37,21 +38,10 @@ BATCH = 64
 Tell = Callable[[str], None]
 
 
-def wilson(successes: int, trials: int) -> tuple[float, float]:
-    """95 % interval of a share (Wilson 1927)."""
-    if trials == 0:
-        return 0.0, 1.0
-    z = 1.959964
-    share = successes / trials
-    centre = (share + z * z / (2 * trials)) / (1 + z * z / trials)
-    half = z * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials**2)) / (1 + z * z / trials)
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
 def share(flags: Iterable[bool]) -> dict[str, Any]:
     """{"share", "low", "high", "of"}: a share with its 95 % interval."""
     values = list(flags)
-    low, high = wilson(sum(values), len(values))
+    low, high = wilson(sum(values), len(values)) if values else (0.0, 1.0)
     return {
         "share": round(sum(values) / max(1, len(values)), 4),
         "low": round(low, 3),
@@ -93,9 +83,9 @@ def profile(backbone: Backbone, items: Sequence[Item], ask: Ask | None = None, s
 
 
 @torch.no_grad()
-def plan_probability(backbone: Backbone, encode: Callable[[str], list[int]], items: Sequence[Item]) -> list[float]:
+def plan_probability(backbone: Backbone, items: Sequence[Item]) -> list[float]:
     """The model's own probability of the right plan (the first sentence of a right reading) for each prompt."""
-    plans = [tuple(encode(" " + write_plan(item.meaning))) for item in items]
+    plans = [tuple(backbone.encode_text(" " + write_plan(item.meaning))) for item in items]
     # Asking for all latents of the forced plan gives the states that predict each of its tokens.
     orders = [
         Order(item.prompt, Ask(text=Forced((*plan, backbone.text_end())), image=Greedy(), text_ratio=1.0), 0)
@@ -109,9 +99,7 @@ def plan_probability(backbone: Backbone, encode: Callable[[str], list[int]], ite
     return chances
 
 
-def obedience(
-    backbone: Backbone, encode: Callable[[str], list[int]], items: Sequence[Item], seed: int = 0
-) -> dict[str, Any]:
+def obedience(backbone: Backbone, items: Sequence[Item], seed: int = 0) -> dict[str, Any]:
     """Force a reading that contradicts the prompt in one thing: does the picture follow it?
 
     `changed_thing`: the checks that the change is about pass, as the reading says. `whole_reading`: every check does.
@@ -126,7 +114,7 @@ def obedience(
         except ValueError:
             other = item.meaning
         shown = replace(other, frame=other.frame or NO_FRAME)
-        tokens = (*encode(" " + write_reading(shown, rng)), backbone.text_end())
+        tokens = (*backbone.encode_text(" " + write_reading(shown, rng)), backbone.text_end())
         orders.append(Order(item.prompt, Ask(text=Forced(tokens), image=Sample()), 5_000_000 + number))
         meanings.append(other)
     drawn = draw_all(backbone, orders)
@@ -209,26 +197,22 @@ def decoder(backbone: Backbone, count: int = 300, seed: int = 0) -> dict[str, An
 
 
 def measure(
-    backbone: Any, prompts: int = 600, seed: int = 101, tell: Tell = lambda line: None, sweep: int = 240
+    backbone: Backbone, prompts: int = 600, seed: int = 101, tell: Tell = lambda line: None, sweep: int = 240
 ) -> dict[str, Any]:
-    """The whole card. `backbone` must be a lab checkpoint loaded as a JanusBackbone."""
-
-    def encode(text: str) -> list[int]:
-        return list(backbone.prompts._tokenizer(text, add_special_tokens=False).input_ids)
-
+    """The whole card of a lab checkpoint."""
     items = unseen_items(prompts, seed)
     report: dict[str, Any] = {"prompts": prompts, "seed": seed, "guidance": backbone.info.guidance}
     tell(f"one draft of {prompts} prompts")
     report["profile"] = profile(backbone, items)
     misread = report["profile"].pop("misread")
     tell(f"probability of the right plan on {len(misread)} misread prompts")
-    chances = sorted(plan_probability(backbone, encode, misread)) if misread else []
+    chances = sorted(plan_probability(backbone, misread)) if misread else []
     report["right_plan_when_misread"] = {
         "quantiles": [round(float(q), 4) for q in np.quantile(chances or [0.0], [0.05, 0.25, 0.5, 0.75, 0.95])],
         "between_.02_and_.3": share(0.02 <= p <= 0.3 for p in chances),
     }
     tell("obedience")
-    report["obedience"] = obedience(backbone, encode, items[: min(prompts, 400)])
+    report["obedience"] = obedience(backbone, items[: min(prompts, 400)])
     tell("understanding")
     report["understanding"] = understanding(backbone)
     tell("decoder")

@@ -21,7 +21,7 @@ from milr.drafts import Task, Trajectory, UserError
 from milr.runs.generate import Request, prepare
 from milr.runs.output import write_atomically
 from milr.runs.record import fingerprint, versions
-from milr.runs.statistics import paired_difference, sign_test, wilson
+from milr.statistics import paired_difference, sign_test, wilson
 
 FORMAT = "milr-compare/1"
 BASELINE = "best-of-n sampled text"

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from milr.runs.statistics import paired_difference, sign_test, wilson
+from milr.statistics import paired_difference, sign_test, wilson
 
 
 def test_wilson_golden():
