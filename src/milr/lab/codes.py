@@ -17,7 +17,9 @@ from torch import Tensor
 from milr.lab.world import (
     CELLS,
     COLOUR_NAMES,
+    LOOKS,
     MARGIN,
+    NOUNS,
     PAGE,
     SPRITES,
     Scene,
@@ -101,3 +103,21 @@ def starting_codebook() -> Tensor:
     noise = torch.randn(points.shape, generator=torch.Generator().manual_seed(0))
     spread = torch.linspace(1.2, 0.8, CODE_WIDTH)
     return torch.nn.functional.normalize(points / points.std(0) * spread + 0.15 * noise, dim=-1)
+
+
+def starting_head(width: int, scale: float = 0.02) -> Tensor:
+    """Rows [1217, width] that start the image head: each sprite tile is the sum of its noun, look and quadrant.
+
+    With unrelated rows every pair of noun and colour has to be learnt by itself (256 pairs); with sums, 'purple' is one
+    direction that serves all nouns from the first step. Training is free to leave it.
+    """
+    generator = torch.Generator().manual_seed(1)
+
+    def directions(count: int) -> Tensor:
+        return scale * torch.randn(count, width, generator=generator)
+
+    nouns, looks, quadrants = directions(len(NOUNS)), directions(LOOKS), directions(4)
+    frames, tiles = directions(len(COLOUR_NAMES)), directions(FRAME_TILES)
+    sprite_rows = nouns[:, None, None] + looks[None, :, None] + quadrants[None, None, :]
+    frame_rows = frames[:, None] + tiles[None, :]
+    return torch.cat([directions(1), frame_rows.reshape(-1, width), sprite_rows.reshape(-1, width)])

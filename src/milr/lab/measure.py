@@ -225,6 +225,47 @@ def measure(
     return report
 
 
+def to_markdown(report: dict[str, Any]) -> str:
+    """The measured part of a model card, as tables."""
+
+    def cell(value: dict[str, Any]) -> str:
+        return f"{value['share']:.2f} [{value['low']:.2f}, {value['high']:.2f}]" if value["of"] else "none"
+
+    lines = [
+        f"{report['prompts']} unseen prompts (seed {report['seed']}), one draft each (greedy text, sampled image, guidance "
+        f"{report['guidance']}); 95 % Wilson intervals.",
+        "",
+        "| category | success | published | reading right | drawn right, if read right |",
+        "|---|---|---|---|---|",
+    ]
+    for category in (*CATEGORIES, "all"):
+        row = report["profile"][category]
+        published = f"{PUBLISHED[category]:.2f}" if category in PUBLISHED else ""
+        cells = [row["success"], row["reading_right"], row["drawn_right_if_read_right"]]
+        lines.append(f"| {category} | {cell(cells[0])} | {published} | {cell(cells[1])} | {cell(cells[2])} |")
+    profile_, misread = report["profile"], report["right_plan_when_misread"]
+    obeys, sees, draws = report["obedience"], report["understanding"], report["decoder"]
+    lines += [
+        "",
+        f"- Failures: {profile_['wrong_reading']} wrong readings, {profile_['wrong_drawing']} wrong drawings of a right reading.",
+        "- Probability of the right plan where the reading is wrong (quantiles .05, .25, .5, .75, .95): "
+        f"{', '.join(f'{q:.3f}' for q in misread['quantiles'])}; between .02 and .3: {cell(misread['between_.02_and_.3'])}.",
+        f"- Obedience to a forced reading that contradicts the prompt in one thing: the changed thing is drawn in "
+        f"{cell(obeys['changed_thing'])}, the whole reading in {cell(obeys['whole_reading'])}; the prompt wins in "
+        f"{cell(obeys['prompt_wins'])} ({obeys['whole_reading']['of']} readings).",
+        f"- Yes/no questions about pages ({sees['decoded_pages']['all']['of']}): balanced accuracy "
+        f"{sees['clean_pages']['balanced_accuracy']:.2f} on clean pages, {sees['decoded_pages']['balanced_accuracy']:.2f} on "
+        f"pages from the model's own decoder (all answers right: {cell(sees['decoded_pages']['all'])}).",
+        f"- Image tokenizer: true tokens decode to pages that pass every check in {cell(draws['exact'])} of "
+        f"{draws['exact']['of']}; PSNR {draws['psnr']} dB.",
+        "- Success by guidance scale: "
+        + "; ".join(f"{scale}: {cell(value)}" for scale, value in report["guidance_sweep"].items())
+        + f" ({next(iter(report['guidance_sweep'].values()))['of']} prompts each, seed {report['seed'] + 1}).",
+        "",
+    ]
+    return "\n".join(lines)
+
+
 def main() -> None:
     from milr.backbones import load
 
@@ -241,7 +282,7 @@ def main() -> None:
     text = json.dumps(report, indent=2) + "\n"
     if options.out:
         options.out.write_text(text)
-    print(text)
+    print(to_markdown(report))
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from milr.lab.codes import TILE, TOKENS, starting_codebook
+from milr.lab.codes import TILE, TOKENS, starting_codebook, starting_head
 from milr.lab.curriculum import DrawingErrors, training_sample
 from milr.lab.language import write_question
 from milr.lab.train_vq import vq_config
@@ -127,13 +127,14 @@ def make_config(tokenizer: PreTrainedTokenizerFast) -> JanusConfig:
 
 
 def make_model(tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> JanusForConditionalGeneration:
-    """An untrained lab model whose image embeddings start at the taught codebook.
+    """An untrained lab model whose image embeddings and head start from what the codes mean.
 
     The 8-wide image embeddings need a large first aligner layer: with the usual 0.02 training starts very slowly.
     """
     torch.manual_seed(seed)
     model = JanusForConditionalGeneration(make_config(tokenizer))
     model.model.generation_embeddings.weight.data.copy_(starting_codebook())
+    model.model.generation_head.vision_head.weight.data.copy_(starting_head(WIDTH))
     for parameter in model.model.generation_aligner.parameters():
         if parameter.dim() == 2:
             torch.nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)

@@ -189,6 +189,8 @@ def write_card(out: Path, recipe: Recipe, device: str, seconds: float, prompts: 
 
 def card_text(card: dict[str, Any]) -> str:
     """The card as Markdown."""
+    from milr.lab.measure import to_markdown
+
     recipe = card["recipe"]
     text = [
         "# Training card",
@@ -201,15 +203,7 @@ def card_text(card: dict[str, Any]) -> str:
         "",
     ]
     if "measured" in card:
-        text += ["| category | success of one draft | reading right | drawn right if read right |", "|---|---|---|---|"]
-        for category, row in card["measured"]["profile"].items():
-            if not isinstance(row, dict):
-                continue
-            cells = [
-                f"{row[k]['share']:.2f} [{row[k]['low']:.2f}, {row[k]['high']:.2f}]"
-                for k in ("success", "reading_right", "drawn_right_if_read_right")
-            ]
-            text.append(f"| {category} | {' | '.join(cells)} |")
+        text.append(to_markdown(card["measured"]))
     return "\n".join([*text, ""])
 
 
