@@ -232,8 +232,8 @@ def to_markdown(report: dict[str, Any]) -> str:
         return f"{value['share']:.2f} [{value['low']:.2f}, {value['high']:.2f}]" if value["of"] else "none"
 
     lines = [
-        f"{report['prompts']} unseen prompts (seed {report['seed']}), one draft each (greedy text, sampled image, guidance "
-        f"{report['guidance']}); 95 % Wilson intervals.",
+        f"{report['prompts']} unseen prompts (seed {report['seed']}), one draft each (greedy text, sampled image, "
+        f"guidance {report['guidance']}); 95 % Wilson intervals.",
         "",
         "| category | success | published | reading right | drawn right, if read right |",
         "|---|---|---|---|---|",
@@ -247,15 +247,17 @@ def to_markdown(report: dict[str, Any]) -> str:
     obeys, sees, draws = report["obedience"], report["understanding"], report["decoder"]
     lines += [
         "",
-        f"- Failures: {profile_['wrong_reading']} wrong readings, {profile_['wrong_drawing']} wrong drawings of a right reading.",
+        f"- Failures: {profile_['wrong_reading']} wrong readings, {profile_['wrong_drawing']} wrong drawings of a "
+        "right reading.",
         "- Probability of the right plan where the reading is wrong (quantiles .05, .25, .5, .75, .95): "
-        f"{', '.join(f'{q:.3f}' for q in misread['quantiles'])}; between .02 and .3: {cell(misread['between_.02_and_.3'])}.",
+        f"{', '.join(f'{q:.3f}' for q in misread['quantiles'])}; "
+        f"between .02 and .3: {cell(misread['between_.02_and_.3'])}.",
         f"- Obedience to a forced reading that contradicts the prompt in one thing: the changed thing is drawn in "
         f"{cell(obeys['changed_thing'])}, the whole reading in {cell(obeys['whole_reading'])}; the prompt wins in "
         f"{cell(obeys['prompt_wins'])} ({obeys['whole_reading']['of']} readings).",
         f"- Yes/no questions about pages ({sees['decoded_pages']['all']['of']}): balanced accuracy "
-        f"{sees['clean_pages']['balanced_accuracy']:.2f} on clean pages, {sees['decoded_pages']['balanced_accuracy']:.2f} on "
-        f"pages from the model's own decoder (all answers right: {cell(sees['decoded_pages']['all'])}).",
+        f"{sees['clean_pages']['balanced_accuracy']:.2f} on clean pages, "
+        f"{sees['decoded_pages']['balanced_accuracy']:.2f} on pages from the model's own decoder (all answers right: {cell(sees['decoded_pages']['all'])}).",
         f"- Image tokenizer: true tokens decode to pages that pass every check in {cell(draws['exact'])} of "
         f"{draws['exact']['of']}; PSNR {draws['psnr']} dB.",
         "- Success by guidance scale: "
