@@ -257,7 +257,8 @@ def to_markdown(report: dict[str, Any]) -> str:
         f"{cell(obeys['prompt_wins'])} ({obeys['whole_reading']['of']} readings).",
         f"- Yes/no questions about pages ({sees['decoded_pages']['all']['of']}): balanced accuracy "
         f"{sees['clean_pages']['balanced_accuracy']:.2f} on clean pages, "
-        f"{sees['decoded_pages']['balanced_accuracy']:.2f} on pages from the model's own decoder (all answers right: {cell(sees['decoded_pages']['all'])}).",
+        f"{sees['decoded_pages']['balanced_accuracy']:.2f} on pages from the model's own decoder "
+        f"(all answers right: {cell(sees['decoded_pages']['all'])}).",
         f"- Image tokenizer: true tokens decode to pages that pass every check in {cell(draws['exact'])} of "
         f"{draws['exact']['of']}; PSNR {draws['psnr']} dB.",
         "- Success by guidance scale: "
