@@ -1,12 +1,9 @@
-"""MILR: search the latents behind a draft by policy gradient (arXiv 2509.22761). The whole method, top to
-bottom.
+"""MILR: search the latents behind a draft by policy gradient (arXiv 2509.22761). The whole method, top to bottom.
 
-    z^0      latents of a first draft: the final hidden states behind its first lambda_t T text and lambda_v V
-    image
-             tokens. They are the inputs of the heads, so p(t, v | z) = prod softmax(head(z_i)), position by
-             position.
-    (t, v)   a draft whose first tokens come from the current z and whose rest the model continues; R its
-    reward. z <- z + eta R grad_z log p(t, v | z)      with Adam, one sample a step.
+    z^0       latents of a first draft: the final hidden states behind its first lambda_t T text and lambda_v V image
+              tokens. They are the inputs of the heads, so p(t, v | z) = prod softmax(head(z_i)), position by position.
+    (t, v)    a draft whose first tokens come from the current z and whose rest the model continues; R its reward.
+    z <- z + eta R grad_z log p(t, v | z)      with Adam, one sample a step.
 
 The latents are taken once, from the first draft, and persist: later drafts are other texts of other lengths,
 but the number of searched positions stays. Text and image latents enter log p in separate terms, so the joint
