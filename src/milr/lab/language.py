@@ -26,7 +26,7 @@ from milr.lab.lexicon import (
     singular,
     with_article,
 )
-from milr.lab.world import CELLS, NO_FRAME, OPPOSITE, Group, Meaning, Relation
+from milr.lab.world import CELLS, NO_FRAME, Group, Meaning, Relation
 
 OPENINGS = (
     "{}", "a photo of {}", "a picture of {}", "an image of {}", "draw {}", "please draw {}", "show me {}",
@@ -138,14 +138,8 @@ def _details(meaning: Meaning) -> list[list[str]]:
         parts = [f"{names[i]} {verbs[i]} {meaning.groups[i].colour}" for i in coloured]
         sentences.append([_sentence(", ".join(parts)), _sentence(" and ".join(parts))])
     for relation in meaning.relations:
-        a, b = names[relation.first], names[relation.second]
-        verb = verbs[relation.first]
-        sentences.append(
-            [
-                _sentence(f"{a} {verb} {relation.kind} {b}"),
-                _sentence(f"{b} {verbs[relation.second]} {OPPOSITE[relation.kind]} {a}"),
-            ]
-        )
+        first, second = names[relation.first], names[relation.second]
+        sentences.append([_sentence(f"{first} {verbs[relation.first]} {relation.kind} {second}")])
     if not sentences:
         sentences.append(
             ["Nothing else is there.", "It looks natural." if meaning.objects == 1 else "They look natural."]
