@@ -7,7 +7,6 @@ serves both passes, the image prompt is the reasoning prompt plus the reasoning.
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import shutil
@@ -149,7 +148,7 @@ def make_model(tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> JanusForCon
     return model
 
 
-GUIDANCE = 1.5  # see the model card: best between 1 and 2, and 5 ruins a small model
+GUIDANCE = 1.25  # see the model card: best between 1 and 2, and 5 ruins a small model
 MAX_TEXT = 72  # the longest reading of the world has fewer tokens
 
 
@@ -165,7 +164,6 @@ def save_checkpoint(model: JanusForConditionalGeneration, tokenizer: PreTrainedT
         image_mean=[0.5] * 3, image_std=[0.5] * 3, size={"height": PAGE, "width": PAGE}, min_size=14
     )
     JanusProcessor(image_processor, tokenizer, use_default_system_prompt=False).save_pretrained(partial)
-    (partial / "milr.json").write_text(json.dumps({"world": 1}) + "\n")
     if folder.exists():
         shutil.rmtree(folder)
     os.replace(partial, folder)
