@@ -97,3 +97,11 @@ def test_fingerprints_tell_weights_apart(monkeypatch):
     assert one == fingerprint(ToyBackbone())
     monkeypatch.setenv("TOY_WEIGHTS", "6")
     assert one != fingerprint(ToyBackbone())
+
+
+def test_a_bfloat16_model_has_a_fingerprint_too(tiny_checkpoint):
+    # A strided sample of bfloat16 weights is not copied by .to(); as bytes it can only be seen when contiguous.
+    from milr.backbones.janus import load_janus
+
+    half = load_janus(str(tiny_checkpoint), device="cpu", dtype="bfloat16")
+    assert fingerprint(half) == fingerprint(load_janus(str(tiny_checkpoint), device="cpu", dtype="bfloat16"))

@@ -79,7 +79,7 @@ def fingerprint(backbone: Backbone) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         values = tensor.detach().flatten()
-        sample = values[:: max(1, values.numel() // 64)].to("cpu", torch.bfloat16).view(torch.uint8)
+        sample = values[:: max(1, values.numel() // 64)].to("cpu", torch.bfloat16).contiguous().view(torch.uint8)
         digest.update(f"{name}{tuple(tensor.shape)}".encode() + sample.numpy().tobytes())
     return digest.hexdigest()[:16]
 
