@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from milr.critics.base import Critic
-from milr.drafts import Score, Task
-from milr.lab.detector import check, look_at
+from milr.drafts import Check, Score, Task
+from milr.lab.detector import Page, check, look_at
 from milr.lab.language import parse
+from milr.lab.world import Meaning
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -19,27 +20,36 @@ NAME = "scene"
 SUMMARY = "Oracle of the lab world: the share of checks a page satisfies, with what is wrong, in words and boxes"
 
 
+def judge_pages(
+    images: Sequence[Image], tasks: Sequence[Task], checks_of: Callable[[Meaning, Page], tuple[Check, ...]]
+) -> list[Score]:
+    """The share of the checks that each page passes; an abstention for a prompt that means nothing in this world."""
+    scores = []
+    for page, task in zip(look_at(images), tasks, strict=True):
+        parsed = parse(task.prompt)
+        if parsed.meaning is None:
+            scores.append(Score(None, reason=parsed.reason))
+            continue
+        checks = checks_of(parsed.meaning, page)
+        scores.append(Score(sum(c.passed for c in checks) / len(checks), checks))
+    return scores
+
+
+def why_not(prompt: str) -> str | None:
+    """Why a critic of this world cannot judge a prompt, or None if it can."""
+    parsed = parse(prompt)
+    return parsed.reason if parsed.meaning is None else None
+
+
 class SceneCritic:
     """Score = share of the prompt's checks that the page satisfies; 1 means that every one does."""
 
     name = NAME
+    why_not = staticmethod(why_not)
 
     def score(self, images: Sequence[Image], tasks: Sequence[Task]) -> list[Score]:
         """Abstains on a prompt that it cannot turn into checks."""
-        scores = []
-        for page, task in zip(look_at(images), tasks, strict=True):
-            parsed = parse(task.prompt)
-            if parsed.meaning is None:
-                scores.append(Score(None, reason=parsed.reason))
-                continue
-            checks = check(parsed.meaning, page)
-            scores.append(Score(sum(c.passed for c in checks) / len(checks), checks))
-        return scores
-
-    def why_not(self, prompt: str) -> str | None:
-        """Why this critic cannot judge a prompt, or None if it can."""
-        parsed = parse(prompt)
-        return parsed.reason if parsed.meaning is None else None
+        return judge_pages(images, tasks, check)
 
 
 def make(backbone: Backbone) -> Critic:

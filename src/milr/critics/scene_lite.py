@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from milr.critics.base import Critic
+from milr.critics.scene import judge_pages, why_not
 from milr.drafts import Check, Score, Task
-from milr.lab.detector import look_at
-from milr.lab.language import parse
+from milr.lab.detector import Page
+from milr.lab.world import Meaning
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -24,32 +25,22 @@ NAME = "scene-lite"
 SUMMARY = "Imperfect critic of the lab world: a bag of nouns and colours, blind to numbers, binding and relations"
 
 
+def words_somewhere(meaning: Meaning, page: Page) -> tuple[Check, ...]:
+    """Is each noun, and each colour, of the meaning anywhere on the page? Says what is missing, never where."""
+    there = {found.noun for found in page.found} | {colour for found in page.found for colour in found.looks if colour}
+    words = dict.fromkeys(word for group in meaning.groups for word in (group.noun, group.colour) if word)
+    return tuple(Check(f"'{word}' somewhere", word in there) for word in words)
+
+
 class SceneLiteCritic:
     """Score = share of the prompt's nouns and colours that are anywhere on the page."""
 
     name = NAME
+    why_not = staticmethod(why_not)
 
     def score(self, images: Sequence[Image], tasks: Sequence[Task]) -> list[Score]:
-        """Abstains on a prompt that it cannot turn into checks. Says what is missing, never where."""
-        scores = []
-        for page, task in zip(look_at(images), tasks, strict=True):
-            parsed = parse(task.prompt)
-            if parsed.meaning is None:
-                scores.append(Score(None, reason=parsed.reason))
-                continue
-            nouns = {found.noun for found in page.found}
-            colours = {colour for found in page.found for colour in found.looks if colour}
-            words = dict.fromkeys(
-                word for group in parsed.meaning.groups for word in (group.noun, group.colour) if word
-            )
-            checks = tuple(Check(f"'{word}' somewhere", word in nouns | colours) for word in words)
-            scores.append(Score(sum(c.passed for c in checks) / len(checks), checks))
-        return scores
-
-    def why_not(self, prompt: str) -> str | None:
-        """Why this critic cannot judge a prompt, or None if it can."""
-        parsed = parse(prompt)
-        return parsed.reason if parsed.meaning is None else None
+        """Abstains on a prompt that it cannot turn into checks."""
+        return judge_pages(images, tasks, words_somewhere)
 
 
 def make(backbone: Backbone) -> Critic:
