@@ -499,6 +499,7 @@ def lab_train(
     vq_steps: Annotated[
         int | None, typer.Option(min=1, help="Steps of the image tokenizer.", show_default="recipe")
     ] = None,
+    eye_steps: Annotated[int | None, typer.Option(min=1, help="Steps of the eye.", show_default="recipe")] = None,
     lm_steps: Annotated[
         int | None, typer.Option(min=1, help="Steps of the language model.", show_default="recipe")
     ] = None,
@@ -511,7 +512,8 @@ def lab_train(
     from milr.lab.train import Recipe, train
 
     usual = Recipe()
-    recipe = Recipe(vq_steps or usual.vq_steps, lm_steps or usual.lm_steps, seed, threads)
+    steps = (vq_steps or usual.vq_steps, eye_steps or usual.eye_steps, lm_steps or usual.lm_steps)
+    recipe = Recipe(*steps, seed, threads)
     print(train(out, recipe, device, tell=lambda line: print(line, file=sys.stderr, flush=True), prompts=prompts))
 
 

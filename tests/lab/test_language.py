@@ -7,18 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from milr.lab.curriculum import CATEGORIES, DrawingErrors, contradict, make_item, training_sample
-from milr.lab.language import (
-    agrees,
-    is_true,
-    parse,
-    read_reading,
-    write_plan,
-    write_prompt,
-    write_question,
-    write_reading,
-)
+from milr.lab.language import agrees, parse, read_reading, write_plan, write_prompt
 from milr.lab.lexicon import LORE, lore_phrase, plural, third_person
-from milr.lab.world import Group, Meaning, Relation
+from milr.lab.world import Group, Meaning, Relation, Scene, Thing
 
 SEEDS = st.integers(0, 2**40)
 
@@ -40,8 +31,30 @@ def test_every_reading_is_understood_and_consistent(seed):
     assert agrees(reading.meaning, sample.meaning)
 
 
-def test_a_reading_whose_details_contradict_its_plan_is_not_consistent():
-    reading = read_reading("A red fox and a blue car. The fox is blue, the car is blue. No frame.")
+def test_a_reading_says_what_stands_where():
+    reading = read_reading("A red fox above a car. Top left: a red fox. Bottom left: a car. A blue frame.")
+    assert reading is not None
+    assert reading.consistent
+    assert reading.scene == Scene((Thing("fox", "red", 0), Thing("car", None, 6)), "blue")
+    assert reading.meaning == Meaning((Group("fox", "red"), Group("car")), (Relation(0, "above", 1),), "blue")
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        "Top left: a blue fox. Middle: a car.",  # another colour
+        "Top left: a red fox.",  # one is missing
+        "Top left: a red fox. Top right: a red fox. Middle: a car.",  # one too many
+        "Top left: a car. Middle left: a red fox.",  # the relation is turned round
+        "Bottom left: a car. Top left: a red fox.",  # not in the order of the page
+        "Top left: a red fox. Top left: a car.",  # one place twice
+        "A red fox is there, and a car.",  # not in the usual words
+        "Top left: two red foxes. Middle: a car.",
+        "",
+    ],
+)
+def test_a_reading_whose_layout_contradicts_its_plan_is_not_consistent(layout):
+    reading = read_reading(f"A red fox above a car. {layout} No frame.")
     assert reading is not None
     assert not reading.consistent
 
@@ -102,31 +115,6 @@ def test_any_text_is_parsed_or_refused(text):
     read_reading(text)
 
 
-@settings(deadline=None, max_examples=300)
-@given(seed=SEEDS, category=st.sampled_from(CATEGORIES))
-def test_questions_are_true_of_their_own_meaning(seed, category):
-    rng = random.Random(seed)
-    item = make_item(category, rng)
-    question = write_question(item.meaning, rng, item.prompt)
-    assert question.startswith("Does") or is_true(question, item.meaning), question
-
-
-def test_questions_about_a_changed_thing_are_false():
-    shown = Meaning((Group("fox", "red", 2), Group("car", "blue")), (Relation(0, "above", 1),), "green")
-    for question in (
-        "Are there three red foxes?", "Are there exactly two blue foxes?", "Is there a red car?", "Is there a dog?",
-        "Are the foxes below the car?", "Is there a red frame?",
-    ):  # fmt: skip
-        assert not is_true(question, shown), question
-    for question in (
-        "Are there two foxes?",
-        "Is there a car?",
-        "Are the foxes above the car?",
-        "Is there a green frame?",
-    ):
-        assert is_true(question, shown), question
-
-
 @settings(deadline=None, max_examples=200)
 @given(seed=SEEDS, category=st.sampled_from(CATEGORIES))
 def test_a_contradiction_changes_the_plan(seed, category):
@@ -134,7 +122,7 @@ def test_a_contradiction_changes_the_plan(seed, category):
     meaning = make_item(category, rng).meaning
     other = contradict(meaning, rng)
     assert other != meaning
-    assert not write_reading(other, rng).startswith(write_plan(meaning)) or other.frame != meaning.frame
+    assert write_plan(other) != write_plan(meaning) or other.frame != meaning.frame
     assert not agrees(meaning, other)
 
 

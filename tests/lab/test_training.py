@@ -25,7 +25,8 @@ from milr.lab.detector import check, page_of
 from milr.lab.language import agrees
 from milr.lab.model import make_model, make_tokenizer, save_checkpoint
 from milr.lab.train import Recipe, train
-from milr.lab.train_lm import Ids, LmPlan, losses, make_batch, train_lm
+from milr.lab.train_eye import train_eye
+from milr.lab.train_lm import FIRST_PATCH, Ids, LmPlan, losses, make_batch, train_lm
 from milr.lab.train_vq import train_vq
 from milr.lab.world import Group, Meaning
 
@@ -85,11 +86,11 @@ def test_most_pictures_show_their_text_and_errors_are_of_every_kind():
         right = all(c.passed for c in check(sample.meaning, page_of(sample.scene)))
         shown[sample.item.category].append(right)
     rates = {category: sum(flags) / len(flags) for category, flags in shown.items()}
-    assert rates["single"] == 1
-    assert 0.8 < rates["two"] < 0.97
+    assert 0.96 < rates["single"] < 1  # only an asked frame can go wrong
+    assert 0.85 < rates["two"] < 0.97
     assert 0.5 < rates["counting"] < 0.8
-    assert 0.55 < rates["attribute"] < 0.85
-    assert 0.3 < rates["composition"] < 0.65
+    assert 0.6 < rates["attribute"] < 0.85
+    assert 0.4 < rates["composition"] < 0.7
 
 
 def test_contradicted_plans_are_not_taught():
@@ -129,17 +130,20 @@ def test_a_checkpoint_directory_is_complete(tokenizer, tmp_path):
 def test_a_batch_teaches_each_token_at_the_state_before_it(tokenizer):
     ids = Ids.of(tokenizer)
     batch = make_batch(3, 0, ids, tokenizer, DrawingErrors())
-    flat = batch.ids.flatten()
-    assert torch.equal(flat[batch.text_at + 1], batch.text)
-    assert set(flat[batch.answer_at + 1].tolist()) <= {ids.yes, ids.no}
-    assert (flat[batch.answer_at] == ids.assistant).all()
-    rows = torch.arange(len(batch.codes))
-    assert (batch.ids[rows, batch.code_start - 1] == ids.boi).all()
-    assert batch.codes.shape == (len(batch.codes), TOKENS)
-    unconditional = [row for row in batch.ids[: len(batch.codes)].tolist() if row[1] == ids.pad]
+    drawings, questions = batch.drawings, batch.questions
+    assert torch.equal(drawings.ids.flatten()[drawings.text_at + 1], drawings.text)
+    rows = torch.arange(len(drawings.codes))
+    assert (drawings.ids[rows, drawings.code_start - 1] == ids.boi).all()
+    assert drawings.codes.shape == (len(drawings.codes), TOKENS)
+    unconditional = [row for row in drawings.ids.tolist() if row[1] == ids.pad]
     for row in unconditional:  # exactly the form of guidance at inference
         assert row[0] == ids.bos
         assert set(row[1:]) <= {ids.pad, ids.boi}
+    flat = questions.ids.flatten()
+    assert set(flat[questions.answer_at + 1].tolist()) <= {ids.yes, ids.no}
+    assert (flat[questions.answer_at] == ids.assistant).all()
+    assert (questions.ids[:, FIRST_PATCH : FIRST_PATCH + TOKENS] == ids.image).all()
+    assert not (flat[questions.caption_at + 1] == ids.pad).any()
 
 
 def test_a_killed_language_training_resumes_as_if_it_had_not_stopped(tokenizer, tmp_path, monkeypatch):
@@ -178,6 +182,19 @@ def test_losses_fall(tokenizer, tmp_path):
     assert all(after[name] < before[name] for name in before)
 
 
+def test_the_eye_learns_to_name_tiles_and_stays_as_it_is(tokenizer, tmp_path, monkeypatch):
+    model = make_model(tokenizer)
+    losses_seen = []
+    train_eye(model, 40, 0, torch.device("cpu"), lambda step, losses: losses_seen.append(losses["loss"]))
+    assert losses_seen[-1] < 0.8 * losses_seen[0]
+    taught = {name: p.clone() for name, p in model.model.vision_model.named_parameters()}
+    monkeypatch.setattr("milr.lab.train_lm.DRAWINGS", 2)
+    monkeypatch.setattr("milr.lab.train_lm.QUESTIONS", 1)
+    train_lm(model, tokenizer, tmp_path, LmPlan(steps=2), torch.device("cpu"), nothing)
+    for name, parameter in model.model.vision_model.named_parameters():
+        assert torch.equal(parameter, taught[name]), name
+
+
 def test_a_finished_image_tokenizer_is_not_trained_again(tmp_path, monkeypatch):
     monkeypatch.setattr("milr.lab.train_vq.PAGES_PER_STEP", 1)
     first = train_vq(tmp_path, 2, 256, 0, torch.device("cpu"), nothing)
@@ -192,12 +209,14 @@ def test_the_whole_recipe_makes_a_checkpoint_and_a_card(tmp_path, monkeypatch):
     monkeypatch.setattr("milr.lab.train_lm.DRAWINGS", 2)
     monkeypatch.setattr("milr.lab.train_lm.QUESTIONS", 1)
     lines = []
-    recipe = Recipe(vq_steps=1, lm_steps=2)
+    recipe = Recipe(vq_steps=1, eye_steps=1, lm_steps=2)
     checkpoint = train(tmp_path / "out", recipe, tell=lines.append, prompts=0)
     assert (checkpoint / "model.safetensors").exists()
     assert (tmp_path / "out" / "curves.png").exists()
-    assert "language model 2" in (tmp_path / "out" / "card.md").read_text()
+    card = (tmp_path / "out" / "card.md").read_text()
+    assert "| language model | 2 |" in card
+    assert "8 questions about 2 pages" in card
     assert json.loads((tmp_path / "out" / "card.json").read_text())["recipe"]["lm_steps"] == 2
     assert any("min left" in line for line in lines)
     with pytest.raises(UserError, match="another recipe"):
-        train(tmp_path / "out", Recipe(vq_steps=2, lm_steps=2), tell=lines.append, prompts=0)
+        train(tmp_path / "out", Recipe(vq_steps=2, eye_steps=1, lm_steps=2), tell=lines.append, prompts=0)

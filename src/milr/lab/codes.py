@@ -105,6 +105,18 @@ def starting_codebook() -> Tensor:
     return torch.nn.functional.normalize(points / points.std(0) * spread + 0.15 * noise, dim=-1)
 
 
+def starting_patches(width: int) -> tuple[Tensor, Tensor]:
+    """Kernel [width, 3, 16, 16] and bias [width] that start the eye: the principal directions of the tiles in -1..1.
+
+    Blank paper, most of a page, is 0; the other tiles have a spread of 1.
+    """
+    tiles = torch.from_numpy(code_tiles()).permute(0, 3, 1, 2).flatten(1) * 2 - 1
+    _, scale, directions = torch.linalg.svd(tiles - tiles.mean(0), full_matrices=False)
+    weight = directions[:width] / scale[:width, None].sqrt()
+    weight = weight / ((tiles - tiles[BLANK]) @ weight.T).std()
+    return weight.view(width, 3, TILE, TILE), -weight @ tiles[BLANK]
+
+
 def starting_head(width: int, scale: float = 0.02) -> Tensor:
     """Rows [1217, width] that start the image head: each sprite tile is the sum of its noun, look and quadrant.
 

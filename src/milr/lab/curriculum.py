@@ -151,8 +151,8 @@ def prompt_records(count: int, seed: int, categories: tuple[str, ...] = CATEGORI
 # --- What the training texts get wrong ------------------------------------------------------------------------
 
 LORE_TOLD_WRONG = 0.63  # share of lore: success on riddles then is near .35, the paper's WISE level of the base model
-HARD_TO_RELATE = 0.10  # share of nouns whose relations are mostly told the wrong way round
-HARD_TO_BIND = 0.10
+HARD_TO_RELATE = 0.08  # share of nouns whose relations are mostly told the wrong way round
+HARD_TO_BIND = 0.08
 HARD_TO_READ_COUNTS = 0.08
 
 
@@ -200,10 +200,18 @@ class DrawingErrors:
 
     count: tuple[tuple[float, float], ...] = ((0.06, 0.45), (0.15, 0.75), (0.25, 0.92))  # of 2, 3, 4 objects
     hard_counts: float = 0.3
-    missing: tuple[float, float, float] = (0.04, 0.35, 0.2)
-    colour: tuple[float, float, float] = (0.03, 0.4, 0.15)
-    binding: tuple[float, float, float] = (0.10, 0.70, 0.3)
-    relation: tuple[float, float, float] = (0.04, 0.40, 0.25)
+    missing: tuple[float, float, float] = (0.03, 0.30, 0.15)
+    colour: tuple[float, float, float] = (0.03, 0.40, 0.15)
+    binding: tuple[float, float, float] = (0.06, 0.60, 0.25)
+    relation: tuple[float, float, float] = (0.02, 0.30, 0.20)
+    frame: tuple[float, float, float] = (0.04, 0.35, 0.25)  # of those that the prompt asks for
+
+
+# Pages that go wrong in every way, for questions whose answer is 'no'.
+BAD_DRAWING = DrawingErrors(
+    count=((0.7, 0.7),) * 3, missing=(0.3, 0.3, 0.0), colour=(0.6, 0.6, 0.0),
+    binding=(0.6, 0.6, 0.0), relation=(0.6, 0.6, 0.0), frame=(0.5, 0.5, 0.0),
+)  # fmt: skip
 
 
 def _rate(easy_hard_share: tuple[float, float, float], *key: object) -> float:
@@ -219,8 +227,7 @@ def misdraw(meaning: Meaning, scene: Scene, rng: random.Random, errors: DrawingE
     if relation:
         key = (groups[relation.first].noun, groups[relation.second].noun)
         if rng.random() < _rate(errors.relation, "draw-relation", key[1]):
-            loose = replace(meaning, relations=(replace(relation, kind=OPPOSITE[relation.kind]),))
-            things = list(lay_out(loose if rng.random() < 0.6 else replace(meaning, relations=()), rng).things)
+            things = _trade_places(things, *key)
     coloured = sorted({g.colour for g in groups if g.colour})
     if len(coloured) > 1:
         first, second = (g for g in groups if g.colour in coloured[:2])
@@ -242,7 +249,18 @@ def misdraw(meaning: Meaning, scene: Scene, rng: random.Random, errors: DrawingE
             easy, hard = errors.count[group.count - 2]
             if rng.random() < _rate((easy, hard, errors.hard_counts), "draw-count", group.noun):
                 things = _miscount(things, group, rng)
-    return Scene(tuple(sorted(things, key=lambda thing: thing.cell)), scene.frame)
+    frame = scene.frame
+    if meaning.frame is not None and rng.random() < _rate(errors.frame, "draw-frame", meaning.frame):
+        frame = rng.choice([colour for colour in (None, *COLOUR_NAMES) if colour != scene.frame])
+    return Scene(tuple(sorted(things, key=lambda thing: thing.cell)), frame)
+
+
+def _trade_places(things: list[Thing], first: str, second: str) -> list[Thing]:
+    """One of each noun stands where the other should."""
+    a = next(t for t in things if t.noun == first)
+    b = next(t for t in things if t.noun == second)
+    rest = [t for t in things if t not in (a, b)]
+    return [*rest, replace(a, cell=b.cell), replace(b, cell=a.cell)]
 
 
 def _miscount(things: list[Thing], group: Group, rng: random.Random) -> list[Thing]:
@@ -319,7 +337,5 @@ def training_sample(rng: random.Random, errors: DrawingErrors) -> Sample:
     contradicted = rng.random() < CONTRADICTED
     meaning = contradict(item.meaning, rng) if contradicted else misread(item, rng)
     scene = lay_out(meaning, rng)
-    shown = replace(meaning, frame=scene.frame or NO_FRAME)
-    return Sample(
-        item, meaning, write_reading(shown, rng), misdraw(meaning, scene, rng, errors), plan_is_taught=not contradicted
-    )
+    drawn = misdraw(meaning, scene, rng, errors)
+    return Sample(item, meaning, write_reading(meaning, scene), drawn, plan_is_taught=not contradicted)

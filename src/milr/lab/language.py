@@ -1,4 +1,4 @@
-"""English for the lab world: meanings to prompts, reasonings and questions, and text back to a meaning.
+"""English for the lab world: meanings to prompts and reasonings, and text back to a meaning.
 
 `parse` understands every sentence that the generators here can make, and a user's own wording as far as it uses
 the world's words; what it cannot turn into a meaning it refuses with a reason, never a guess.
@@ -7,9 +7,10 @@ the world's words; what it cannot turn into a meaning it refuses with a reason, 
 from __future__ import annotations
 
 import functools
-import itertools
 import random
 import re
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from milr.lab.lexicon import (
@@ -26,7 +27,7 @@ from milr.lab.lexicon import (
     singular,
     with_article,
 )
-from milr.lab.world import CELLS, NO_FRAME, Group, Meaning, Relation
+from milr.lab.world import CELLS, NO_FRAME, Group, Meaning, Relation, Scene, Thing, cell_centre, holds
 
 OPENINGS = (
     "{}", "a photo of {}", "a picture of {}", "an image of {}", "draw {}", "please draw {}", "show me {}",
@@ -34,6 +35,12 @@ OPENINGS = (
 )  # fmt: skip
 FRAMES = ("in a {} frame", "with a {} frame", "with a {} border", "framed in {}", "inside a {} frame")
 NO_FRAMES = ("without a frame", "with no frame", "without any border")
+# How a reasoning names the nine cells, in raster order.
+PLACES = (
+    "Top left", "Top middle", "Top right",
+    "Middle left", "Middle", "Middle right",
+    "Bottom left", "Bottom middle", "Bottom right",
+)  # fmt: skip
 
 
 # --- Writing prompts ------------------------------------------------------------------------------------------
@@ -125,61 +132,81 @@ def write_plan(meaning: Meaning) -> str:
     return text[0].upper() + text[1:] + "."
 
 
-def _details(meaning: Meaning) -> list[list[str]]:
-    """The sentences that may follow the plan, each with its wordings. `meaning.frame` None means no frame."""
-    names = [f"the {usual(group.noun, group.count > 1)}" for group in meaning.groups]
-    verbs = ["are" if group.count > 1 else "is" for group in meaning.groups]
-    sentences: list[list[str]] = []
-    if meaning.objects > len(meaning.groups):
-        counts = [f"{NUMBER_WORDS[group.count][0]} {usual(group.noun, group.count > 1)}" for group in meaning.groups]
-        sentences.append([f"There are exactly {' and '.join(counts)}.", f"Count them: {', '.join(counts)}."])
-    coloured = [i for i, group in enumerate(meaning.groups) if group.colour]
-    if coloured:
-        parts = [f"{names[i]} {verbs[i]} {meaning.groups[i].colour}" for i in coloured]
-        sentences.append([_sentence(", ".join(parts)), _sentence(" and ".join(parts))])
-    for relation in meaning.relations:
-        first, second = names[relation.first], names[relation.second]
-        sentences.append([_sentence(f"{first} {verbs[relation.first]} {relation.kind} {second}")])
-    if not sentences:
-        sentences.append(
-            ["Nothing else is there.", "It looks natural." if meaning.objects == 1 else "They look natural."]
-        )
-    framed = meaning.frame not in (None, NO_FRAME)
-    sentences.append([f"{with_article(str(meaning.frame)).capitalize()} frame." if framed else "No frame."])
-    return sentences
+def write_layout(things: Iterable[Thing]) -> str:
+    """Which thing stands where, place by place: drawing then copies a list, and needs no counting of its own."""
+    return " ".join(
+        f"{PLACES[thing.cell]}: {plain_phrase(Group(thing.noun, thing.colour))}."
+        for thing in sorted(things, key=lambda thing: thing.cell)
+    )
 
 
-def _sentence(text: str) -> str:
-    return text[0].upper() + text[1:] + "."
+def write_frame(frame: str | None) -> str:
+    """The last sentence of a reasoning; None means no frame."""
+    return "No frame." if frame in (None, NO_FRAME) else f"{with_article(str(frame)).capitalize()} frame."
 
 
-def write_reading(meaning: Meaning, rng: random.Random) -> str:
-    """A reasoning: the plan, then what follows from it, then the frame."""
-    return " ".join([write_plan(meaning), *(rng.choice(wordings) for wordings in _details(meaning))])
+def write_reading(meaning: Meaning, scene: Scene) -> str:
+    """A reasoning: the plan (what `meaning` says), then the layout and the frame of the `scene` that shows it."""
+    return f"{write_plan(meaning)} {write_layout(scene.things)} {write_frame(scene.frame)}"
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What a reasoning says. `consistent`: its later sentences repeat its plan and nothing else."""
+    """What a reasoning says. `scene` is None where a later sentence is not of this world; `consistent`: the scene
+    shows the plan, and the wording is the usual one."""
 
     meaning: Meaning
+    scene: Scene | None
     consistent: bool
 
 
 def read_reading(text: str) -> Reading | None:
-    """Understand a reasoning: its plan, its frame, and whether its details agree. None if the plan is unreadable."""
+    """Understand a reasoning: plan, layout, frame, and whether they agree. None if the plan is unreadable."""
     text = " ".join(text.split())
-    plan, dot, rest = text.partition(". ")
-    meaning = parse(plan).meaning if dot else parse(text).meaning
+    plan, *rest = text.removesuffix(".").split(". ")
+    meaning = parse(plan).meaning
     if meaning is None:
         return None
-    frame = re.search(r"(?:^| )(?:an?) (\w+) frame\.$", rest.lower())
-    if frame:
-        meaning = replace(meaning, frame=frame.group(1))
-    elif rest.endswith("No frame."):
-        meaning = replace(meaning, frame=NO_FRAME)
-    allowed = {" ".join(choice) for choice in itertools.product(*_details(meaning))}
-    return Reading(meaning, write_plan(meaning)[:-1] == plan and rest in allowed)
+    scene = _read_layout(rest)
+    if scene is None:
+        return Reading(meaning, None, False)
+    meaning = replace(meaning, frame=scene.frame or NO_FRAME)
+    return Reading(meaning, scene, _shows(scene, meaning) and write_reading(meaning, scene) == text)
+
+
+def _read_layout(sentences: list[str]) -> Scene | None:
+    """The scene that 'Top left: a red fox', ..., 'No frame' describe."""
+    things: list[Thing] = []
+    frame: str | None = None
+    for sentence in sentences:
+        place, colon, phrase = sentence.partition(": ")
+        if colon and place in PLACES:
+            said = parse(phrase).meaning
+            if said is None or said.objects != 1 or PLACES.index(place) in (thing.cell for thing in things):
+                return None
+            things.append(Thing(said.groups[0].noun, said.groups[0].colour, PLACES.index(place)))
+        elif found := re.fullmatch(r"[Aa]n? (\w+) frame", sentence):
+            frame = found.group(1)
+        elif sentence != "No frame":
+            return None
+    return Scene(tuple(things), frame)
+
+
+def _shows(scene: Scene, meaning: Meaning) -> bool:
+    """Does the scene hold the plan's things, no others, in the plan's relations? Colours are as the plan says them."""
+    wanted = Counter({(group.noun, group.colour): group.count for group in meaning.groups})
+    if Counter((thing.noun, thing.colour) for thing in scene.things) != wanted:
+        return False
+
+    def members(group: Group) -> list[Thing]:
+        return [t for t in scene.things if (t.noun, t.colour) == (group.noun, group.colour)]
+
+    return all(
+        holds(relation.kind, cell_centre(first.cell), cell_centre(second.cell))
+        for relation in meaning.relations
+        for first in members(meaning.groups[relation.first])
+        for second in members(meaning.groups[relation.second])
+    )
 
 
 def agrees(reading: Meaning, prompt: Meaning) -> bool:
@@ -192,67 +219,6 @@ def agrees(reading: Meaning, prompt: Meaning) -> bool:
         ours.noun == theirs.noun and ours.count == theirs.count and theirs.colour in (None, ours.colour)
         for ours, theirs in zip(reading.groups, prompt.groups, strict=True)
     )
-
-
-# --- Questions for the understanding path ---------------------------------------------------------------------
-
-
-def write_question(meaning: Meaning, rng: random.Random, prompt: str) -> str:
-    """A yes/no question whose answer is 'yes' for a picture of `meaning`: about a part of it, or the whole prompt."""
-    choices = ["whole", "group"]
-    if meaning.relations:
-        choices.append("relation")
-    if meaning.frame not in (None, NO_FRAME):
-        choices.append("frame")
-    kind = rng.choice(choices)
-    if kind == "whole":
-        return f"Does this picture show {prompt}?"
-    if kind == "frame":
-        return f"Is there {with_article(str(meaning.frame))} frame?"
-    if kind == "relation":
-        relation = meaning.relations[0]
-        first, second = meaning.groups[relation.first], meaning.groups[relation.second]
-        verb = "Are" if first.count > 1 else "Is"
-        return (
-            f"{verb} the {usual(first.noun, first.count > 1)} {relation.kind} "
-            f"the {usual(second.noun, second.count > 1)}?"
-        )
-    group = rng.choice(meaning.groups)
-    if group.count > 1:
-        return f"Are there {rng.choice(['', 'exactly '])}{plain_phrase(group)}?"
-    return f"Is there {plain_phrase(group)}?"
-
-
-def is_true(question: str, shown: Meaning) -> bool:
-    """Is the answer to one of `write_question`'s questions 'yes' for a picture of `shown`? Whole prompts are not:
-    they are asked only when they differ."""
-    body = re.sub(r"^(Is|Are) (there |the )(exactly )?", "", question).rstrip("?")
-    if question.startswith("Does"):
-        return False
-    if question.endswith("frame?"):
-        return shown.frame not in (None, NO_FRAME) and f" {shown.frame} " in f" {body} "
-    if not question.startswith(("Is there", "Are there")):
-        first, kind, second = _relation_question(body)
-        return any(
-            usual(shown.groups[r.first].noun, shown.groups[r.first].count > 1) == first
-            and r.kind == kind
-            and usual(shown.groups[r.second].noun, shown.groups[r.second].count > 1) == second
-            for r in shown.relations
-        )
-    asked = parse(body).meaning
-    if asked is None:
-        raise ValueError(f"Not a question of this world: {question}")
-    (group,) = asked.groups
-    same = [g for g in shown.groups if g.noun == group.noun and group.colour in (None, g.colour)]
-    return sum(g.count for g in same) == group.count
-
-
-def _relation_question(body: str) -> tuple[str, str, str]:
-    for kind in RELATION_WORDS:
-        first, found, second = body.partition(f" {kind} the ")
-        if found:
-            return first, kind, second
-    raise ValueError(f"Not a question about a relation: {body}")
 
 
 # --- Understanding --------------------------------------------------------------------------------------------

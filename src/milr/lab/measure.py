@@ -12,7 +12,6 @@ import json
 import math
 import random
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +22,10 @@ from milr.backbones.base import Backbone
 from milr.drafts import Ask, Drawn, Forced, Greedy, Order, Sample
 from milr.lab.codes import page_tokens
 from milr.lab.curriculum import CATEGORIES, Item, contradict, unseen_items
-from milr.lab.detector import check, look_at
-from milr.lab.language import agrees, read_reading, write_plan, write_prompt, write_reading
-from milr.lab.train_lm import ask
-from milr.lab.world import NO_FRAME, lay_out, render, to_image
+from milr.lab.detector import check, look_at, page_of
+from milr.lab.language import agrees, read_reading, write_plan, write_reading
+from milr.lab.questions import ask
+from milr.lab.world import lay_out, render, to_image
 from milr.statistics import wilson
 
 # What the lab model is a scale model of: Janus-Pro-7B on GenEval (its paper, table 4) and on WISE (MILR, table 3).
@@ -109,19 +108,13 @@ def obedience(backbone: Backbone, items: Sequence[Item], seed: int = 0) -> dict[
     orders, meanings = [], []
     for number, item in enumerate(items):
         other = contradict(item.meaning, rng)
-        try:
-            lay_out(other, rng)
-        except ValueError:
-            other = item.meaning
-        shown = replace(other, frame=other.frame or NO_FRAME)
-        tokens = (*backbone.encode_text(" " + write_reading(shown, rng)), backbone.text_end())
+        reading = write_reading(other, lay_out(other, rng, plain_frame=1.0))
+        tokens = (*backbone.encode_text(" " + reading), backbone.text_end())
         orders.append(Order(item.prompt, Ask(text=Forced(tokens), image=Sample()), 5_000_000 + number))
         meanings.append(other)
     drawn = draw_all(backbone, orders)
     followed, whole, ignored = [], [], []
     for item, other, page in zip(items, meanings, look_at([d.image for d in drawn]), strict=True):
-        if other == item.meaning:
-            continue
         before = {c.text.split(" (")[0]: c for c in check(item.meaning, page)}
         after = {c.text.split(" (")[0]: c for c in check(other, page)}
         new = [c for text, c in after.items() if text not in before]
@@ -138,8 +131,8 @@ def understanding(backbone: Backbone, count: int = 600, seed: int = 0) -> dict[s
     questions, pages, truths, scenes = [], [], [], []
     for item in unseen_items(count, 9_000 + seed):
         scene = lay_out(item.meaning, rng)
-        question, truth = ask(item.meaning, write_prompt(item.meaning, rng), scene, rng)
-        questions.append(question)
+        question, truth = ask(item.meaning, item.prompt, page_of(scene), rng)
+        questions.append(question.text)
         truths.append(truth)
         scenes.append(scene)
         pages.append(to_image(render(scene)))

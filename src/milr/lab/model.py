@@ -25,10 +25,11 @@ from transformers import (
     LlamaConfig,
     PreTrainedTokenizerFast,
 )
+from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
-from milr.lab.codes import TILE, TOKENS, starting_codebook, starting_head
+from milr.lab.codes import TILE, TOKENS, starting_codebook, starting_head, starting_patches
 from milr.lab.curriculum import DrawingErrors, training_sample
-from milr.lab.language import write_question
+from milr.lab.questions import write_question
 from milr.lab.train_vq import vq_config
 from milr.lab.world import PAGE
 
@@ -60,7 +61,7 @@ def corpus(samples: int, seed: int) -> Iterator[str]:
         sample = training_sample(rng, DrawingErrors())
         yield " " + sample.item.prompt
         yield " " + sample.reading
-        yield " " + write_question(sample.meaning, rng, sample.item.prompt)
+        yield " " + write_question(sample.meaning, rng, sample.item.prompt).text
         yield YES + NO
 
 
@@ -134,6 +135,10 @@ def make_model(tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> JanusForCon
     model = JanusForConditionalGeneration(make_config(tokenizer))
     model.model.generation_embeddings.weight.data.copy_(starting_codebook())
     model.model.generation_head.vision_head.weight.data.copy_(starting_head(WIDTH))
+    patches = model.model.vision_model.embeddings.patch_embedding
+    weight, bias = starting_patches(patches.out_channels)
+    patches.weight.data.copy_(weight)
+    patches.bias.data.copy_(bias)
     for parameter in model.model.generation_aligner.parameters():
         if parameter.dim() == 2:
             torch.nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
@@ -158,7 +163,11 @@ def save_checkpoint(model: JanusForConditionalGeneration, tokenizer: PreTrainedT
     shutil.rmtree(partial, ignore_errors=True)
     dtype = next(model.parameters()).dtype
     torch.nn.Module.to(model, torch.bfloat16)
+    showed_progress = is_progress_bar_enabled()
+    disable_progress_bar()  # over before it could be read
     model.save_pretrained(partial)
+    if showed_progress:
+        enable_progress_bar()
     torch.nn.Module.to(model, dtype)
     image_processor = JanusImageProcessor(
         image_mean=[0.5] * 3, image_std=[0.5] * 3, size={"height": PAGE, "width": PAGE}, min_size=14

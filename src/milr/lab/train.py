@@ -1,6 +1,7 @@
 """`milr lab train`: the shipped checkpoint from scratch, resumable at any moment, with a training card.
 
-Stages: tokenizer, image tokenizer (train_vq.py), language model (train_lm.py), assembly, card. A folder holds
+Stages: tokenizer, image tokenizer (train_vq.py), eye (train_eye.py), language model (train_lm.py), assembly, card.
+A folder holds
 
     checkpoint/       the Hugging Face directory, when all is done
     card.md, card.json, curves.png, samples/step-*.png
@@ -24,21 +25,25 @@ from PIL import Image
 from transformers import JanusForConditionalGeneration, PreTrainedTokenizerFast
 
 from milr.drafts import UserError
-from milr.lab.curriculum import DrawingErrors, unseen_items
+from milr.lab.curriculum import CONTRADICTED, LORE_TOLD_WRONG, MIX, DrawingErrors, unseen_items
 from milr.lab.model import WIDTH, make_model, make_tokenizer, save_checkpoint
-from milr.lab.train_lm import LmPlan, train_lm
+from milr.lab.optimizers import load_state
+from milr.lab.train_eye import EYE_PAGES, train_eye
+from milr.lab.train_lm import DRAWINGS, QUESTIONS, QUESTIONS_PER_PAGE, LmPlan, train_lm
+from milr.lab.train_vq import PAGES_PER_STEP, train_vq
 from milr.lab.train_vq import measure as measure_vq
-from milr.lab.train_vq import train_vq
 
 Tell = Callable[[str], None]
+STATES = {"image tokenizer": "vq.pt", "language model": "lm.pt"}
 
 
 @dataclass(frozen=True)
 class Recipe:
     """How the shipped checkpoint was trained. Steps, not seconds: the same recipe gives the same data everywhere."""
 
-    vq_steps: int = 1300
-    lm_steps: int = 2800
+    vq_steps: int = 1400
+    eye_steps: int = 600
+    lm_steps: int = 3200
     seed: int = 0
     threads: int = 0  # 0 = all cores
 
@@ -74,24 +79,25 @@ def train(out: Path, recipe: Recipe = Recipe(), device: str = "auto", tell: Tell
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
     where = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
-    began = time.time()
     tokenizer = _tokenizer(state / "tokenizer", recipe.seed)
     log = state / "losses.jsonl"
     vq = train_vq(state, recipe.vq_steps, WIDTH, recipe.seed, where, Log(log, "image tokenizer", recipe.vq_steps, tell))
     tell(f"image tokenizer done: {measure_vq(vq)}")
     model = make_model(tokenizer, recipe.seed)
     model.model.vqmodel.load_state_dict(vq.state_dict())
+    if not (state / STATES["language model"]).exists():
+        train_eye(model, recipe.eye_steps, recipe.seed, where, Log(log, "eye", recipe.eye_steps, tell))
 
     def snapshot(step: int) -> None:
         save_checkpoint(model, tokenizer, state / "snapshot")
         sheet(str(state / "snapshot"), out / "samples" / f"step-{step:05d}.png")
 
-    plan = LmPlan(recipe.lm_steps, recipe.seed, DrawingErrors())
+    plan = LmPlan(recipe.lm_steps, recipe.seed)
     train_lm(model, tokenizer, state, plan, where, Log(log, "language model", recipe.lm_steps, tell), snapshot)
     checkpoint = out / "checkpoint"
     torch.nn.Module.cpu(model)
     save_checkpoint(model, tokenizer, checkpoint)
-    write_card(out, recipe, str(where), time.time() - began, prompts, tell)
+    write_card(out, recipe, str(where), prompts, tell)
     tell(f"done: {checkpoint}")
     return checkpoint
 
@@ -163,18 +169,30 @@ def _wrap(text: str, width: int) -> list[str]:
     return textwrap.wrap(text, width) or [""]
 
 
-def write_card(out: Path, recipe: Recipe, device: str, seconds: float, prompts: int, tell: Tell) -> None:
-    """card.json, card.md and curves.png beside a finished checkpoint."""
+def write_card(out: Path, recipe: Recipe, device: str, prompts: int, tell: Tell) -> None:
+    """card.json, card.md and curves.png beside a finished checkpoint: data, seeds, time, losses, measurements."""
     from milr.backbones import load
     from milr.lab.measure import measure
 
+    states = {stage: load_state(out / "state" / name) for stage, name in STATES.items()}
     card: dict[str, Any] = {
         "recipe": asdict(recipe),
+        "data": {
+            "tokenizer_pages": recipe.vq_steps * PAGES_PER_STEP,
+            "eye_pages": recipe.eye_steps * EYE_PAGES,
+            "drawings": recipe.lm_steps * DRAWINGS,
+            "question_pages": recipe.lm_steps * QUESTIONS,
+            "questions": recipe.lm_steps * QUESTIONS * QUESTIONS_PER_PAGE,
+            "mix": MIX,
+            "contradicted_readings": CONTRADICTED,
+            "lore_told_wrong": LORE_TOLD_WRONG,
+            "drawing_errors": asdict(DrawingErrors()),
+        },
+        "minutes": {stage: round(float(state["seconds"]) / 60, 1) for stage, state in states.items() if state},
         "device": device,
         "machine": platform.machine(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
-        "minutes_of_last_run": round(seconds / 60, 1),
         "parameters": sum(
             p.numel() for p in JanusForConditionalGeneration.from_pretrained(out / "checkpoint").parameters()
         ),
@@ -191,13 +209,23 @@ def card_text(card: dict[str, Any]) -> str:
     """The card as Markdown."""
     from milr.lab.measure import to_markdown
 
-    recipe = card["recipe"]
+    recipe, data, minutes = card["recipe"], card["data"], card["minutes"]
     text = [
         "# Training card",
         "",
-        f"{card['parameters']:,} parameters; image tokenizer {recipe['vq_steps']} steps, language model "
-        f"{recipe['lm_steps']} steps, seed {recipe['seed']}, on {card['device']} with {card['threads']} threads "
-        f"(torch {card['torch']}), {card['minutes_of_last_run']} minutes since it was last started.",
+        f"{card['parameters']:,} parameters, seed {recipe['seed']}, on {card['device']} ({card['machine']}, "
+        f"{card['threads']} threads, torch {card['torch']}).",
+        "",
+        "| stage | steps | minutes | data (generated, never a test prompt) |",
+        "|---|---|---|---|",
+        f"| image tokenizer | {recipe['vq_steps']:,} | {minutes['image tokenizer']} | "
+        f"{data['tokenizer_pages']:,} random pages |",
+        f"| eye | {recipe['eye_steps']:,} | about 1 | {data['eye_pages']:,} random pages |",
+        f"| language model | {recipe['lm_steps']:,} | {minutes['language model']} | {data['drawings']:,} prompts with "
+        f"reading and page, {data['questions']:,} questions about {data['question_pages']:,} pages |",
+        "",
+        f"{data['contradicted_readings']:.0%} of the readings contradict their prompt, {data['lore_told_wrong']:.0%} "
+        "of the lore is mostly told wrong, and pages miss their reading at the rates in `card.json`.",
         "",
         "![losses](curves.png)",
         "",
@@ -211,14 +239,14 @@ def curves(lines: Sequence[dict[str, Any]]) -> Image.Image:
     """Losses against steps on a log scale, one panel a stage, as a picture."""
     from PIL import ImageDraw, ImageFont
 
-    stages = [stage for stage in ("image tokenizer", "language model") if any(line["stage"] == stage for line in lines)]
+    stages = list(dict.fromkeys(line["stage"] for line in lines))
     width, height, margin = 620, 360, 50
     page = Image.new("RGB", (width * max(1, len(stages)), height), "white")
     pen, font = ImageDraw.Draw(page), ImageFont.load_default(12)
     inks = ("#0550ae", "#cf222e", "#1a7f37", "#8250df")
     for panel, stage in enumerate(stages):
         rows = [line for line in lines if line["stage"] == stage]
-        names = [n for n in rows[0] if n not in ("stage", "step", "psnr")]
+        names = [n for n in rows[0] if n not in ("stage", "step", "psnr", "wrong")]
         values = np.array([[max(1e-4, row[name]) for name in names] for row in rows])
         low, high = np.log10(values.min()), np.log10(values.max()) + 0.05
         last = max(1, rows[-1]["step"])
