@@ -32,11 +32,11 @@ def test_every_reading_is_understood_and_consistent(seed):
 
 
 def test_a_reading_says_what_stands_where():
-    reading = read_reading("A red fox above a car. Top left: a red fox. Bottom left: a car. A blue frame.")
+    reading = read_reading("A red fox below a car. Bottom left: a red fox. Top left: a car. A blue frame.")
     assert reading is not None
     assert reading.consistent
-    assert reading.scene == Scene((Thing("fox", "red", 0), Thing("car", None, 6)), "blue")
-    assert reading.meaning == Meaning((Group("fox", "red"), Group("car")), (Relation(0, "above", 1),), "blue")
+    assert reading.scene == Scene((Thing("car", None, 0), Thing("fox", "red", 6)), "blue")
+    assert reading.meaning == Meaning((Group("fox", "red"), Group("car")), (Relation(0, "below", 1),), "blue")
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_a_reading_says_what_stands_where():
         "Top left: a red fox.",  # one is missing
         "Top left: a red fox. Top right: a red fox. Middle: a car.",  # one too many
         "Top left: a car. Middle left: a red fox.",  # the relation is turned round
-        "Bottom left: a car. Top left: a red fox.",  # not in the order of the page
+        "Bottom left: a car. Top left: a red fox.",  # not in the order of the plan
         "Top left: a red fox. Top left: a car.",  # one place twice
         "A red fox is there, and a car.",  # not in the usual words
         "Top left: two red foxes. Middle: a car.",

@@ -2,6 +2,7 @@
 
 import json
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -24,9 +25,9 @@ from milr.lab.curriculum import (
 from milr.lab.detector import check, page_of
 from milr.lab.language import agrees
 from milr.lab.model import make_model, make_tokenizer, save_checkpoint
-from milr.lab.train import Recipe, train
+from milr.lab.train import Recipe, plans, train
 from milr.lab.train_eye import train_eye
-from milr.lab.train_lm import FIRST_PATCH, Ids, LmPlan, losses, make_batch, train_lm
+from milr.lab.train_lm import FIRST_PATCH, Diet, Ids, LmPlan, losses, make_batch, train_lm
 from milr.lab.train_vq import train_vq
 from milr.lab.world import Group, Meaning
 
@@ -38,6 +39,9 @@ def tokenizer():
 
 def nothing(step, losses):
     pass
+
+
+FEW = Diet(drawings=2, readings=2, questions=1)
 
 
 # --- The data -------------------------------------------------------------------------------------------------
@@ -129,9 +133,11 @@ def test_a_checkpoint_directory_is_complete(tokenizer, tmp_path):
 
 def test_a_batch_teaches_each_token_at_the_state_before_it(tokenizer):
     ids = Ids.of(tokenizer)
-    batch = make_batch(3, 0, ids, tokenizer, DrawingErrors())
+    batch = make_batch(3, LmPlan(steps=4), ids, tokenizer)
     drawings, questions = batch.drawings, batch.questions
-    assert torch.equal(drawings.ids.flatten()[drawings.text_at + 1], drawings.text)
+    for part in (drawings, batch.readings):
+        assert torch.equal(part.ids.flatten()[part.text_at + 1], part.text)
+        assert ids.eos in part.text
     rows = torch.arange(len(drawings.codes))
     assert (drawings.ids[rows, drawings.code_start - 1] == ids.boi).all()
     assert drawings.codes.shape == (len(drawings.codes), TOKENS)
@@ -147,13 +153,11 @@ def test_a_batch_teaches_each_token_at_the_state_before_it(tokenizer):
 
 
 def test_a_killed_language_training_resumes_as_if_it_had_not_stopped(tokenizer, tmp_path, monkeypatch):
-    monkeypatch.setattr("milr.lab.train_lm.DRAWINGS", 2)
-    monkeypatch.setattr("milr.lab.train_lm.QUESTIONS", 1)
     device = torch.device("cpu")
     whole, halves = make_model(tokenizer), make_model(tokenizer)
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
-    train_lm(whole, tokenizer, tmp_path / "a", LmPlan(steps=4), device, nothing)
+    train_lm(whole, tokenizer, tmp_path / "a", LmPlan(steps=4, diet=FEW), device, nothing)
 
     class Killed(Exception):
         pass
@@ -164,9 +168,9 @@ def test_a_killed_language_training_resumes_as_if_it_had_not_stopped(tokenizer, 
 
     monkeypatch.setattr("milr.lab.train_lm.SAVE_EVERY", 2)
     with pytest.raises(Killed):
-        train_lm(halves, tokenizer, tmp_path / "b", LmPlan(steps=4), device, kill)
+        train_lm(halves, tokenizer, tmp_path / "b", LmPlan(steps=4, diet=FEW), device, kill)
     again = make_model(tokenizer, seed=5)
-    train_lm(again, tokenizer, tmp_path / "b", LmPlan(steps=4), device, nothing)
+    train_lm(again, tokenizer, tmp_path / "b", LmPlan(steps=4, diet=FEW), device, nothing)
     states = [torch.load(tmp_path / name / "lm.pt", weights_only=True) for name in "ab"]
     for ours, theirs in zip(states[0]["average"], states[1]["average"], strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
@@ -175,7 +179,7 @@ def test_a_killed_language_training_resumes_as_if_it_had_not_stopped(tokenizer, 
 @pytest.mark.slow
 def test_losses_fall(tokenizer, tmp_path):
     model = make_model(tokenizer)
-    batch = make_batch(0, 1, Ids.of(tokenizer), tokenizer, DrawingErrors())
+    batch = make_batch(0, LmPlan(steps=12, seed=1), Ids.of(tokenizer), tokenizer)
     before = {name: loss.item() for name, loss in losses(model, batch).items()}
     train_lm(model, tokenizer, tmp_path, LmPlan(steps=12), torch.device("cpu"), nothing)
     after = {name: loss.item() for name, loss in losses(model, batch).items()}
@@ -188,9 +192,7 @@ def test_the_eye_learns_to_name_tiles_and_stays_as_it_is(tokenizer, tmp_path, mo
     train_eye(model, 40, 0, torch.device("cpu"), lambda step, losses: losses_seen.append(losses["loss"]))
     assert losses_seen[-1] < 0.8 * losses_seen[0]
     taught = {name: p.clone() for name, p in model.model.vision_model.named_parameters()}
-    monkeypatch.setattr("milr.lab.train_lm.DRAWINGS", 2)
-    monkeypatch.setattr("milr.lab.train_lm.QUESTIONS", 1)
-    train_lm(model, tokenizer, tmp_path, LmPlan(steps=2), torch.device("cpu"), nothing)
+    train_lm(model, tokenizer, tmp_path, LmPlan(steps=2, diet=FEW), torch.device("cpu"), nothing)
     for name, parameter in model.model.vision_model.named_parameters():
         assert torch.equal(parameter, taught[name]), name
 
@@ -206,17 +208,19 @@ def test_a_finished_image_tokenizer_is_not_trained_again(tmp_path, monkeypatch):
 
 def test_the_whole_recipe_makes_a_checkpoint_and_a_card(tmp_path, monkeypatch):
     monkeypatch.setattr("milr.lab.train_vq.PAGES_PER_STEP", 1)
-    monkeypatch.setattr("milr.lab.train_lm.DRAWINGS", 2)
-    monkeypatch.setattr("milr.lab.train_lm.QUESTIONS", 1)
+    monkeypatch.setattr(
+        "milr.lab.train.plans",
+        lambda recipe: {stage: replace(plan, diet=FEW) for stage, plan in plans(recipe).items()},
+    )
     lines = []
-    recipe = Recipe(vq_steps=1, eye_steps=1, lm_steps=2)
+    recipe = Recipe(vq_steps=1, eye_steps=1, lm_steps=2, draw_steps=1)
     checkpoint = train(tmp_path / "out", recipe, tell=lines.append, prompts=0)
     assert (checkpoint / "model.safetensors").exists()
     assert (tmp_path / "out" / "curves.png").exists()
     card = (tmp_path / "out" / "card.md").read_text()
     assert "| language model | 2 |" in card
-    assert "8 questions about 2 pages" in card
+    assert "| drawing | 1 |" in card
     assert json.loads((tmp_path / "out" / "card.json").read_text())["recipe"]["lm_steps"] == 2
     assert any("min left" in line for line in lines)
     with pytest.raises(UserError, match="another recipe"):
-        train(tmp_path / "out", Recipe(vq_steps=2, eye_steps=1, lm_steps=2), tell=lines.append, prompts=0)
+        train(tmp_path / "out", Recipe(vq_steps=2, eye_steps=1, lm_steps=2, draw_steps=1), tell=lines.append, prompts=0)

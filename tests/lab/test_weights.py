@@ -40,11 +40,16 @@ def test_it_is_small_and_plain():
 def test_transformers_own_class_draws_with_it(lab):
     model = JanusForConditionalGeneration.from_pretrained(WEIGHTS, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(WEIGHTS)
-    messages = [{"role": "user", "content": "a duck"}, {"role": "assistant", "content": "A duck. No frame."}]
+    reading = "A duck. Middle: a duck. No frame."
+    messages = [{"role": "user", "content": "a duck"}, {"role": "assistant", "content": reading}]
     text = tokenizer.apply_chat_template(messages, chat_template="image", tokenize=False)
     inputs = tokenizer(text, add_special_tokens=False, return_tensors="pt", return_token_type_ids=False)
     tokens = model.generate(**inputs, generation_mode="image", do_sample=False, guidance_scale=2, use_cache=True)
-    ask = Ask(text=Forced((*lab.encode_text(" A duck. No frame."), lab.text_end())), image=Greedy(), guidance=2.0)
+    ask = Ask(
+        text=Forced((*lab.encode_text(" " + reading), lab.text_end())),
+        image=Greedy(),
+        guidance=2.0,
+    )
     (drawn,) = lab.draw([Order("a duck", ask, 0)])
     assert tuple(tokens[0].tolist()) == drawn.image_tokens
 

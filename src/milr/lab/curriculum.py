@@ -280,7 +280,7 @@ MIX = {
     "single": 0.07, "two": 0.11, "counting": 0.11, "colours": 0.08,
     "position": 0.15, "attribute": 0.15, "riddle": 0.15, "composition": 0.18,
 }  # fmt: skip
-CONTRADICTED = 0.3  # share of samples whose reading says something else than the prompt, to teach obedience
+CONTRADICTED = 0.25  # share of samples whose reading says something else than the prompt, to teach obedience
 RIDDLES_ELSEWHERE = 0.06
 
 

@@ -133,11 +133,8 @@ def write_plan(meaning: Meaning) -> str:
 
 
 def write_layout(things: Iterable[Thing]) -> str:
-    """Which thing stands where, place by place: drawing then copies a list, and needs no counting of its own."""
-    return " ".join(
-        f"{PLACES[thing.cell]}: {plain_phrase(Group(thing.noun, thing.colour))}."
-        for thing in sorted(things, key=lambda thing: thing.cell)
-    )
+    """Which thing stands where, in the order given: drawing then looks each place up, and needs no counting."""
+    return " ".join(f"{PLACES[thing.cell]}: {plain_phrase(Group(thing.noun, thing.colour))}." for thing in things)
 
 
 def write_frame(frame: str | None) -> str:
@@ -146,8 +143,13 @@ def write_frame(frame: str | None) -> str:
 
 
 def write_reading(meaning: Meaning, scene: Scene) -> str:
-    """A reasoning: the plan (what `meaning` says), then the layout and the frame of the `scene` that shows it."""
-    return f"{write_plan(meaning)} {write_layout(scene.things)} {write_frame(scene.frame)}"
+    """A reasoning: the plan (what `meaning` says), then the layout and the frame of the `scene` that shows it.
+
+    Things are listed in the order of the plan, so that the list can be copied from it.
+    """
+    named = [(group.noun, group.colour) for group in meaning.groups]
+    things = sorted(scene.things, key=lambda thing: (named.index((thing.noun, thing.colour)), thing.cell))
+    return f"{write_plan(meaning)} {write_layout(things)} {write_frame(scene.frame)}"
 
 
 @dataclass(frozen=True)
@@ -189,7 +191,7 @@ def _read_layout(sentences: list[str]) -> Scene | None:
             frame = found.group(1)
         elif sentence != "No frame":
             return None
-    return Scene(tuple(things), frame)
+    return Scene(tuple(sorted(things, key=lambda thing: thing.cell)), frame)
 
 
 def _shows(scene: Scene, meaning: Meaning) -> bool:

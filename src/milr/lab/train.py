@@ -25,16 +25,16 @@ from PIL import Image
 from transformers import JanusForConditionalGeneration, PreTrainedTokenizerFast
 
 from milr.drafts import UserError
-from milr.lab.curriculum import CONTRADICTED, LORE_TOLD_WRONG, MIX, DrawingErrors, unseen_items
+from milr.lab.curriculum import CONTRADICTED, LORE_TOLD_WRONG, MIX, unseen_items
 from milr.lab.model import WIDTH, make_model, make_tokenizer, save_checkpoint
 from milr.lab.optimizers import load_state
 from milr.lab.train_eye import EYE_PAGES, train_eye
-from milr.lab.train_lm import DRAWINGS, QUESTIONS, QUESTIONS_PER_PAGE, LmPlan, train_lm
+from milr.lab.train_lm import DRAWING, FEWER_ERRORS, QUESTIONS_PER_PAGE, LmPlan, train_lm
 from milr.lab.train_vq import PAGES_PER_STEP, train_vq
 from milr.lab.train_vq import measure as measure_vq
 
 Tell = Callable[[str], None]
-STATES = {"image tokenizer": "vq.pt", "language model": "lm.pt"}
+STATES = {"image tokenizer": "vq.pt", "language model": "lm.pt", "drawing": "draw.pt"}
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,8 @@ class Recipe:
 
     vq_steps: int = 1400
     eye_steps: int = 600
-    lm_steps: int = 3200
+    lm_steps: int = 2500
+    draw_steps: int = 600
     seed: int = 0
     threads: int = 0  # 0 = all cores
 
@@ -88,18 +89,29 @@ def train(out: Path, recipe: Recipe = Recipe(), device: str = "auto", tell: Tell
     if not (state / STATES["language model"]).exists():
         train_eye(model, recipe.eye_steps, recipe.seed, where, Log(log, "eye", recipe.eye_steps, tell))
 
-    def snapshot(step: int) -> None:
+    def snapshot(name: str) -> None:
         save_checkpoint(model, tokenizer, state / "snapshot")
-        sheet(str(state / "snapshot"), out / "samples" / f"step-{step:05d}.png")
+        sheet(str(state / "snapshot"), out / "samples" / f"{name}.png")
 
-    plan = LmPlan(recipe.lm_steps, recipe.seed)
-    train_lm(model, tokenizer, state, plan, where, Log(log, "language model", recipe.lm_steps, tell), snapshot)
+    for stage, plan in plans(recipe).items():
+        report = Log(log, stage, plan.steps, tell)
+        train_lm(model, tokenizer, state, plan, where, report, snapshot, state_name=STATES[stage])
     checkpoint = out / "checkpoint"
     torch.nn.Module.cpu(model)
     save_checkpoint(model, tokenizer, checkpoint)
     write_card(out, recipe, str(where), prompts, tell)
     tell(f"done: {checkpoint}")
     return checkpoint
+
+
+def plans(recipe: Recipe) -> dict[str, LmPlan]:
+    """The stages of the language model: reading first of all, then drawing."""
+    return {
+        "language model": LmPlan(recipe.lm_steps, recipe.seed),
+        "drawing": LmPlan(
+            recipe.draw_steps, recipe.seed, data="drawing", diet=DRAWING, errors=FEWER_ERRORS, rate=0.5, hold=0.0
+        ),
+    }
 
 
 def _keep_recipe(path: Path, recipe: Recipe) -> None:
@@ -177,17 +189,22 @@ def write_card(out: Path, recipe: Recipe, device: str, prompts: int, tell: Tell)
     states = {stage: load_state(out / "state" / name) for stage, name in STATES.items()}
     card: dict[str, Any] = {
         "recipe": asdict(recipe),
-        "data": {
-            "tokenizer_pages": recipe.vq_steps * PAGES_PER_STEP,
-            "eye_pages": recipe.eye_steps * EYE_PAGES,
-            "drawings": recipe.lm_steps * DRAWINGS,
-            "question_pages": recipe.lm_steps * QUESTIONS,
-            "questions": recipe.lm_steps * QUESTIONS * QUESTIONS_PER_PAGE,
-            "mix": MIX,
-            "contradicted_readings": CONTRADICTED,
-            "lore_told_wrong": LORE_TOLD_WRONG,
-            "drawing_errors": asdict(DrawingErrors()),
+        "stages": {
+            "image tokenizer": {"steps": recipe.vq_steps, "pages": recipe.vq_steps * PAGES_PER_STEP},
+            "eye": {"steps": recipe.eye_steps, "pages": recipe.eye_steps * EYE_PAGES},
+            **{
+                stage: {
+                    "steps": plan.steps,
+                    "readings": plan.steps * plan.diet.readings,
+                    "drawings": plan.steps * plan.diet.drawings,
+                    "pages": plan.steps * plan.diet.questions,
+                    "questions": plan.steps * plan.diet.questions * QUESTIONS_PER_PAGE,
+                    "drawing_errors": asdict(plan.errors),
+                }
+                for stage, plan in plans(recipe).items()
+            },
         },
+        "data": {"mix": MIX, "contradicted_readings": CONTRADICTED, "lore_told_wrong": LORE_TOLD_WRONG},
         "minutes": {stage: round(float(state["seconds"]) / 60, 1) for stage, state in states.items() if state},
         "device": device,
         "machine": platform.machine(),
@@ -209,20 +226,30 @@ def card_text(card: dict[str, Any]) -> str:
     """The card as Markdown."""
     from milr.lab.measure import to_markdown
 
-    recipe, data, minutes = card["recipe"], card["data"], card["minutes"]
+    data, minutes = card["data"], card["minutes"]
     text = [
         "# Training card",
         "",
-        f"{card['parameters']:,} parameters, seed {recipe['seed']}, on {card['device']} ({card['machine']}, "
+        f"{card['parameters']:,} parameters, seed {card['recipe']['seed']}, on {card['device']} ({card['machine']}, "
         f"{card['threads']} threads, torch {card['torch']}).",
         "",
-        "| stage | steps | minutes | data (generated, never a test prompt) |",
+        "| stage | steps | minutes | data: generated, never a test prompt |",
         "|---|---|---|---|",
-        f"| image tokenizer | {recipe['vq_steps']:,} | {minutes['image tokenizer']} | "
-        f"{data['tokenizer_pages']:,} random pages |",
-        f"| eye | {recipe['eye_steps']:,} | about 1 | {data['eye_pages']:,} random pages |",
-        f"| language model | {recipe['lm_steps']:,} | {minutes['language model']} | {data['drawings']:,} prompts with "
-        f"reading and page, {data['questions']:,} questions about {data['question_pages']:,} pages |",
+        *(
+            f"| {stage} | {of['steps']:,} | {minutes.get(stage, 'about 1')} | "
+            + ", ".join(
+                f"{of[kind]:,} {words}"
+                for kind, words in (
+                    ("readings", "prompts with a reading"),
+                    ("drawings", "more with a page"),
+                    ("questions", "questions"),
+                    ("pages", "pages to look at" if "questions" in of else "random pages"),
+                )
+                if kind in of
+            )
+            + " |"
+            for stage, of in card["stages"].items()
+        ),
         "",
         f"{data['contradicted_readings']:.0%} of the readings contradict their prompt, {data['lore_told_wrong']:.0%} "
         "of the lore is mostly told wrong, and pages miss their reading at the rates in `card.json`.",

@@ -1,7 +1,8 @@
 """Stage three of training the lab model: the language model that reads, reasons, draws and answers.
 
 A drawing row is `<begin><User> prompt <Assistant> reading <end><boi> 64 codes`; one pass teaches both the reading
-and the picture. A question row is `<begin><User><boi> 64 patches <eoi> question <Assistant> Yes|No <end>`, with
+and the picture. Drawing what a reading says is learnt long before writing it, so twice as many rows stop at the
+reading's end. A question row is `<begin><User><boi> 64 patches <eoi> question <Assistant> Yes|No <end>`, with
 more questions and a request to describe the page behind it.
 A tenth of the drawing rows are unconditional in exactly the form that guidance uses at inference: every token
 but the first and the begin-of-image is padding, and attended to.
@@ -10,11 +11,13 @@ Batches depend on (seed, step) alone, so a killed training resumes as if it had 
 
 from __future__ import annotations
 
+import functools
 import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -40,21 +43,41 @@ from milr.lab.questions import ask
 from milr.lab.train_eye import see, with_noise
 from milr.lab.world import lay_out
 
-DRAWINGS = 32  # rows of each kind in a batch
-QUESTIONS = 20
 QUESTIONS_PER_PAGE = 4
 FIRST_PATCH = 3  # position of the first patch in a question row
 DRAWN_WRONG = 0.35  # share of the pages asked about that do not show what was meant
 DESCRIBE = "What does this picture show?"
 BUCKETS = 4
 UNCONDITIONAL = 0.1
-IMAGE_WEIGHT = 6.0  # of the mean over image tokens beside the mean over text: most of the 64 are blank or frame
-ANSWER_WEIGHT = 1.0  # of answers and of captions
 ROUND_LENGTH = 8  # lengths are multiples of this: a CPU plans its matrix products anew for each shape
 MUON_RATE, ADAM_RATE = 0.02, 3e-3
 SAVE_EVERY, SNAPSHOT_EVERY = 50, 250  # steps
 
 Report = Callable[[int, dict[str, float]], None]
+
+
+@dataclass(frozen=True)
+class Diet:
+    """What a step learns from: rows of each kind, and the weights of their mean losses over tokens.
+
+    Text weighs enough not to drown in what pictures with mistakes and guessed answers add.
+    """
+
+    drawings: int = 20
+    readings: int = 44
+    questions: int = 16
+    text: float = 3.0
+    image: float = 3.0
+    answer: float = 1.0
+    caption: float = 1.0
+
+
+# Once the readings are right: more to draw, and pages with fewer mistakes, since a small model adds its own.
+DRAWING = Diet(drawings=44, readings=16, questions=12, image=6.0)
+FEWER_ERRORS = DrawingErrors(
+    count=((0.03, 0.25), (0.08, 0.50), (0.15, 0.70)),
+    missing=(0.02, 0.15, 0.15), colour=(0.02, 0.30, 0.15), binding=(0.03, 0.30, 0.25), relation=(0.01, 0.15, 0.20),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -83,14 +106,20 @@ class Ids:
 
 
 @dataclass(frozen=True)
-class Drawings:
-    """Rows that read, reason and draw. Index tensors point into the flattened [B * L] positions."""
+class Readings:
+    """Rows that read and reason. Index tensors point into the flattened [B * L] positions."""
 
     ids: Tensor  # [B, L]
-    codes: Tensor  # [B, 64] true codes
-    code_start: Tensor  # [B] position of the first code
     text_at: Tensor  # positions whose state predicts a taught text token
     text: Tensor
+
+
+@dataclass(frozen=True)
+class Drawings(Readings):
+    """Rows that go on to draw."""
+
+    codes: Tensor  # [B, 64] true codes
+    code_start: Tensor  # [B] position of the first code
 
 
 @dataclass(frozen=True)
@@ -105,38 +134,47 @@ class Questions:
 
 @dataclass(frozen=True)
 class Batch:
-    """What one step learns from: two tables, since their rows differ in length."""
+    """What one step learns from: three tables, since their rows differ in length."""
 
     drawings: Drawings
+    readings: Readings
     questions: Questions
 
     def to(self, device: torch.device) -> Batch:
-        return Batch(
-            *(
-                replace(part, **{name: value.to(device) for name, value in vars(part).items()})
-                for part in (self.drawings, self.questions)
-            )
-        )
+        return Batch(**{name: _moved(part, device) for name, part in vars(self).items()})
+
+
+def _moved(part: Any, device: torch.device) -> Any:
+    return replace(part, **{name: value.to(device) for name, value in vars(part).items()})
 
 
 Encode = Callable[[str], list[int]]
+Row = TypeVar("Row", "DrawingRow", "QuestionRow")
 
 
-def drawing_row(
-    rng: random.Random, ids: Ids, encode: Encode, errors: DrawingErrors
-) -> tuple[list[int], list[int], int, int]:
-    """A drawing row: tokens up to <boi>, its codes, and the span of positions whose next token is taught."""
+@dataclass(frozen=True)
+class DrawingRow:
+    """Tokens up to <boi>, the codes behind it, and the span of positions whose next token is taught."""
+
+    tokens: list[int]
+    codes: list[int]
+    first: int
+    last: int
+
+
+def drawing_row(rng: random.Random, ids: Ids, encode: Encode, errors: DrawingErrors) -> DrawingRow:
     sample = training_sample(rng, errors)
     prompt = [ids.bos, ids.user, *encode(" " + sample.item.prompt), ids.assistant]
-    reading = encode(" " + sample.reading)
-    tokens = [*prompt, *reading, ids.eos, ids.boi]
+    tokens = [*prompt, *encode(" " + sample.reading), ids.eos, ids.boi]
     first = len(prompt) - 1
     if not sample.plan_is_taught:
         first += len(encode(" " + sample.reading.split(".")[0] + "."))
-    last = len(tokens) - 2  # the state at the last reading token predicts <end>
-    if rng.random() < UNCONDITIONAL:
-        return [ids.bos, *[ids.pad] * (len(tokens) - 2), ids.boi], page_tokens(sample.scene), 0, 0
-    return tokens, page_tokens(sample.scene), first, last
+    return DrawingRow(tokens, page_tokens(sample.scene), first, len(tokens) - 2)  # the last state predicts <end>
+
+
+def unconditional(row: DrawingRow, ids: Ids) -> DrawingRow:
+    """The row as guidance sees it: a picture of nothing in particular."""
+    return DrawingRow([ids.bos, *[ids.pad] * (len(row.tokens) - 2), ids.boi], row.codes, 0, 0)
 
 
 @dataclass(frozen=True)
@@ -176,20 +214,49 @@ def question_row(rng: random.Random, ids: Ids, encode: Encode) -> QuestionRow:
     return QuestionRow([*tokens, *caption, ids.eos], page_tokens(scene), answers_at, captions_at)
 
 
-def make_batch(step: int, seed: int, ids: Ids, tokenizer: PreTrainedTokenizerFast, errors: DrawingErrors) -> Batch:
-    rng = random.Random(f"lm-{seed}-{step // BUCKETS}")
+@dataclass(frozen=True)
+class LmPlan:
+    """How long, how fast and on what to train the language model. `data` names the stage in its random streams."""
+
+    steps: int
+    seed: int = 0
+    data: str = "lm"
+    diet: Diet = Diet()
+    errors: DrawingErrors = field(default_factory=DrawingErrors)
+    rate: float = 1.0  # factor on both peak learning rates
+    hold: float = 0.4  # share of the steps before the learning rate falls
+
+
+def make_batch(step: int, plan: LmPlan, ids: Ids, tokenizer: PreTrainedTokenizerFast) -> Batch:
+    """The batch of a step: the same for the same plan, whatever was made before."""
+    drawn, read, asked = _pools(step // BUCKETS, plan, ids, tokenizer)
+
+    def dealt(pool: list[Row]) -> list[Row]:
+        share = len(pool) // BUCKETS
+        return pool[step % BUCKETS * share :][:share]
+
+    rng = random.Random(f"{plan.data}-{plan.seed}-{step}")
+    rows = [unconditional(row, ids) if rng.random() < UNCONDITIONAL else row for row in dealt(drawn)]
+    return Batch(_drawings(rows, ids), _readings(dealt(read), ids, 0), _questions(dealt(asked), ids, step))
+
+
+@functools.lru_cache(maxsize=1)
+def _pools(
+    number: int, plan: LmPlan, ids: Ids, tokenizer: PreTrainedTokenizerFast
+) -> tuple[list[DrawingRow], list[DrawingRow], list[QuestionRow]]:
+    """Rows for four batches, sorted: rows of like length share a batch, which saves a fifth of the positions."""
+    rng = random.Random(f"{plan.data}-pool-{plan.seed}-{number}")
 
     def encode(text: str) -> list[int]:
         return list(tokenizer(text, add_special_tokens=False).input_ids)
 
-    # Rows of like length share a batch: four batches' worth are made, sorted and dealt out, which saves a fifth
-    # of the positions from being padding.
-    bucket = step % BUCKETS
-    pool = sorted((drawing_row(rng, ids, encode, errors) for _ in range(BUCKETS * DRAWINGS)), key=lambda r: len(r[0]))
-    asked = sorted((question_row(rng, ids, encode) for _ in range(BUCKETS * QUESTIONS)), key=lambda r: len(r.tokens))
-    return Batch(
-        _drawings(pool[bucket * DRAWINGS : (bucket + 1) * DRAWINGS], ids),
-        _questions(asked[bucket * QUESTIONS : (bucket + 1) * QUESTIONS], ids, step),
+    def pool(make: Callable[[], Row], count: int) -> list[Row]:
+        return sorted((make() for _ in range(BUCKETS * count)), key=lambda row: len(row.tokens))
+
+    return (
+        pool(lambda: drawing_row(rng, ids, encode, plan.errors), plan.diet.drawings),
+        pool(lambda: drawing_row(rng, ids, encode, plan.errors), plan.diet.readings),
+        pool(lambda: question_row(rng, ids, encode), plan.diet.questions),
     )
 
 
@@ -201,18 +268,21 @@ def _table(rows: list[list[int]], length: int, pad: int) -> Tensor:
     return torch.tensor([row + [pad] * (length - len(row)) for row in rows])
 
 
-def _drawings(rows: list[tuple[list[int], list[int], int, int]], ids: Ids) -> Drawings:
-    length = _rounded(max(len(tokens) for tokens, *_ in rows) + TOKENS - 1)
-    text_at, text = [], []
-    for row, (tokens, _, first, last) in enumerate(rows):
-        text_at += range(row * length + first, row * length + last)
-        text += tokens[first + 1 : last + 1]
+def _readings(rows: list[DrawingRow], ids: Ids, room: int) -> Readings:
+    """The rows as a table with room for so many more tokens behind the longest."""
+    length = _rounded(max(len(row.tokens) for row in rows) + room)
+    return Readings(
+        ids=_table([row.tokens for row in rows], length, ids.pad),
+        text_at=torch.tensor([n * length + at for n, row in enumerate(rows) for at in range(row.first, row.last)]),
+        text=torch.tensor([token for row in rows for token in row.tokens[row.first + 1 : row.last + 1]]),
+    )
+
+
+def _drawings(rows: list[DrawingRow], ids: Ids) -> Drawings:
     return Drawings(
-        ids=_table([tokens for tokens, *_ in rows], length, ids.pad),
-        codes=torch.tensor([codes for _, codes, _, _ in rows]),
-        code_start=torch.tensor([len(tokens) for tokens, *_ in rows]),
-        text_at=torch.tensor(text_at, dtype=torch.long),
-        text=torch.tensor(text, dtype=torch.long),
+        **vars(_readings(rows, ids, TOKENS - 1)),
+        codes=torch.tensor([row.codes for row in rows]),
+        code_start=torch.tensor([len(row.tokens) for row in rows]),
     )
 
 
@@ -229,48 +299,52 @@ def _questions(rows: list[QuestionRow], ids: Ids, step: int) -> Questions:
 
 def losses(model: JanusForConditionalGeneration, batch: Batch) -> dict[str, Tensor]:
     """Mean cross-entropies: of the taught text tokens, of the image tokens, of the answers, of the captions."""
-    return {**_drawing_losses(model, batch.drawings), **_question_losses(model, batch.questions)}
-
-
-def _drawing_losses(model: JanusForConditionalGeneration, batch: Drawings) -> dict[str, Tensor]:
     inner = model.model
-    device, (rows, length) = batch.ids.device, batch.ids.shape
-    embeddings = inner.language_model.embed_tokens(batch.ids)
-    codes = model.prepare_embeddings_for_image_generation(batch.codes[:, :-1]).to(embeddings.dtype)
-    places = batch.code_start[:, None] + torch.arange(TOKENS - 1, device=device)
-    row = torch.arange(rows, device=device)[:, None]
-    embeddings = embeddings.index_put((row.expand_as(places), places), codes)
-    states = inner.language_model(inputs_embeds=embeddings, use_cache=False).last_hidden_state.flatten(0, 1)
-    image_at = (row * length + batch.code_start[:, None] - 1 + torch.arange(TOKENS, device=device)).flatten()
+    drawn, read = _drawing_states(model, batch.drawings), _states(model, _embed(model, batch.readings.ids))
+    text_states = torch.cat([drawn[batch.drawings.text_at], read[batch.readings.text_at]])
+    text = torch.cat([batch.drawings.text, batch.readings.text])
+    rows, length = batch.drawings.ids.shape
+    device = batch.drawings.ids.device
+    image_at = torch.arange(rows, device=device)[:, None] * length + batch.drawings.code_start[:, None] - 1
+    image_states = drawn[(image_at + torch.arange(TOKENS, device=device)).flatten()]
     return {
-        "text": F.cross_entropy(model.lm_head(states[batch.text_at]).float(), batch.text),
-        "image": F.cross_entropy(inner.generation_head(states[image_at]).float(), batch.codes.flatten()),
+        "text": F.cross_entropy(model.lm_head(text_states).float(), text),
+        "image": F.cross_entropy(inner.generation_head(image_states).float(), batch.drawings.codes.flatten()),
+        **_question_losses(model, batch.questions),
     }
 
 
+def _embed(model: JanusForConditionalGeneration, ids: Tensor) -> Tensor:
+    embeddings: Tensor = model.model.language_model.embed_tokens(ids)
+    return embeddings
+
+
+def _states(model: JanusForConditionalGeneration, embeddings: Tensor) -> Tensor:
+    """Final hidden states, [B * L, D]."""
+    output = model.model.language_model(inputs_embeds=embeddings, use_cache=False)
+    states: Tensor = output.last_hidden_state.flatten(0, 1)
+    return states
+
+
+def _drawing_states(model: JanusForConditionalGeneration, batch: Drawings) -> Tensor:
+    embeddings = _embed(model, batch.ids)
+    codes = model.prepare_embeddings_for_image_generation(batch.codes[:, :-1]).to(embeddings.dtype)
+    places = batch.code_start[:, None] + torch.arange(TOKENS - 1, device=batch.ids.device)
+    rows = torch.arange(len(batch.ids), device=batch.ids.device)[:, None].expand_as(places)
+    return _states(model, embeddings.index_put((rows, places), codes))
+
+
 def _question_losses(model: JanusForConditionalGeneration, batch: Questions) -> dict[str, Tensor]:
-    inner = model.model
-    embeddings = inner.language_model.embed_tokens(batch.ids)
+    embeddings = _embed(model, batch.ids)
     seen = see(model, batch.pages).to(embeddings.dtype)
     after = FIRST_PATCH + TOKENS
     embeddings = torch.cat([embeddings[:, :FIRST_PATCH], seen, embeddings[:, after:]], dim=1)
-    states = inner.language_model(inputs_embeds=embeddings, use_cache=False).last_hidden_state.flatten(0, 1)
+    states = _states(model, embeddings)
     following = batch.ids.flatten()
     return {
         name: F.cross_entropy(model.lm_head(states[at]).float(), following[at + 1])
         for name, at in (("answer", batch.answer_at), ("caption", batch.caption_at))
     }
-
-
-@dataclass(frozen=True)
-class LmPlan:
-    """How long and how fast to train the language model."""
-
-    steps: int
-    seed: int = 0
-    errors: DrawingErrors = field(default_factory=DrawingErrors)
-    rate: float = 1.0  # factor on both peak learning rates
-    hold: float = 0.45  # share of the steps before the learning rate falls
 
 
 def train_lm(
@@ -280,12 +354,13 @@ def train_lm(
     plan: LmPlan,
     device: torch.device,
     report: Report,
-    snapshot: Callable[[int], None] = lambda step: None,
+    snapshot: Callable[[str], None] = lambda name: None,
     state_name: str = "lm.pt",
 ) -> None:
     """Train in place, resuming from `folder`/lm.pt when it is there; the model ends as the moving average.
 
-    `report(step, losses)` is called every 10 steps, `snapshot(step)` every 250 with the averaged weights in place.
+    `report(step, losses)` is called every 10 steps, `snapshot(name)` every 250 with the averaged weights in
+    place.
     """
     ids = Ids.of(tokenizer)
     nn.Module.to(model, device)
@@ -312,10 +387,10 @@ def train_lm(
         start, seconds_before = int(state["step"]), float(state["seconds"])
     began = time.monotonic()
     for step in range(start, plan.steps):
-        batch = make_batch(step, plan.seed, ids, tokenizer, plan.errors).to(device)
+        batch = make_batch(step, plan, ids, tokenizer).to(device)
         with autocast(device):
             parts = losses(model, batch)
-            total = parts["text"] + IMAGE_WEIGHT * parts["image"] + ANSWER_WEIGHT * (parts["answer"] + parts["caption"])
+            total = torch.stack([getattr(plan.diet, name) * loss for name, loss in parts.items()]).sum()
         total.backward()
         optimizer.step(schedule(step, plan.steps, hold=plan.hold))
         average.update(step)
@@ -332,7 +407,7 @@ def train_lm(
             save_state(folder / state_name, state)
         if (step + 1) % SNAPSHOT_EVERY == 0:
             average.swap()
-            snapshot(step + 1)
+            snapshot(f"{plan.data}-{step + 1:05d}")
             model.train()
             average.swap()
     average.swap()
