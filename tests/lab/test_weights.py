@@ -1,7 +1,7 @@
 """The shipped checkpoint: what it is, and how good it is on a fixed sample.
 
-The bounds are loose by design: they catch weights that were broken or swapped, not a point more or less; the model
-card has the numbers with their intervals.
+The bounds leave room for the small sample: they catch weights that were broken or swapped, not a point more or less;
+the model card has the numbers with their intervals.
 """
 
 import json
@@ -54,35 +54,41 @@ def test_transformers_own_class_draws_with_it(lab):
     assert tuple(tokens[0].tolist()) == drawn.image_tokens
 
 
+# Measured on 600 prompts, less three standard errors of the 20 prompts that a category has here.
+LEAST = {
+    "single": 0.85, "two": 0.80, "counting": 0.55, "colours": 0.80, "position": 0.65, "attribute": 0.70,
+    "riddle": 0.10, "composition": 0.0, "all": 0.66,
+}  # fmt: skip
+
+
 def test_success_by_category(measured):
     success = {category: row["success"]["share"] for category, row in measured.items() if isinstance(row, dict)}
-    assert success["single"] >= 0.65
-    assert success["all"] >= 0.25
-    assert 0.1 <= success["riddle"] <= 0.75  # it knows some lore, not all
+    assert {category: share for category, share in success.items() if share < LEAST[category]} == {}
+    assert success["riddle"] <= 0.8  # it knows some lore, not all
+    assert success["composition"] <= 0.6
 
 
 def test_it_fails_in_both_ways(lab, measured):
-    assert measured["wrong_reading"] >= 5
+    assert measured["wrong_reading"] >= 10
     assert measured["wrong_drawing"] >= 5
     chances = plan_probability(lab, measured["misread"])
-    assert sum(0.01 <= chance <= 0.5 for chance in chances) >= len(chances) / 4  # a search can find the right plan
+    assert sum(0.01 <= chance <= 0.5 for chance in chances) >= len(chances) / 3  # a search can find the right plan
 
 
-def test_the_picture_depends_on_the_reasoning(lab):
-    # The card says how far this is from the 80 % that it is meant to reach.
+def test_the_picture_follows_the_reasoning_even_against_the_prompt(lab):
     obeyed = obedience(lab, unseen_items(120, SEED + 1))
-    assert obeyed["changed_thing"]["share"] >= 0.2
-    assert obeyed["changed_thing"]["share"] > obeyed["prompt_wins"]["share"]
+    assert obeyed["changed_thing"]["share"] >= 0.8
+    assert obeyed["prompt_wins"]["share"] <= 0.05
 
 
 def test_its_hand_draws_true_tokens_exactly(lab):
     assert decoder(lab, 100, SEED)["exact"]["share"] >= 0.95
 
 
-def test_it_answers_with_probabilities(lab):
-    answers = understanding(lab, 40, SEED)["clean_pages"]
-    assert 0 <= answers["balanced_accuracy"] <= 1
-    assert answers["all"]["of"] == 40
+def test_it_sees_what_it_is_asked_about(lab):
+    answers = understanding(lab, 160, SEED)
+    assert answers["clean_pages"]["balanced_accuracy"] >= 0.82
+    assert answers["decoded_pages"]["balanced_accuracy"] >= 0.82
 
 
 def test_it_writes_its_world_and_ends(lab):
