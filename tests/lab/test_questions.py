@@ -26,7 +26,8 @@ PAGE = page_of(Scene((Thing("fox", "red", 0), Thing("fox", "red", 1), Thing("car
         (Meaning((Group("fox", "blue", 2),)), False),
         (Meaning((Group("car", "red"),)), False),
         (Meaning((Group("dog"),)), False),
-        (Meaning((Group("fox", None, 2), Group("car")), (Relation(1, "below", 0),)), False),  # on no account the second
+        (Meaning((Group("fox", None, 2), Group("car")), (Relation(1, "below", 0),)), True),  # on a diagonal, too
+        (Meaning((Group("fox", None, 2), Group("car")), (Relation(1, "left of", 0),)), False),  # not of the first
         (Meaning((Group("car"), Group("dog")), (Relation(0, "below", 1),)), False),
         (Meaning((), frame="green"), True),
         (Meaning((), frame="red"), False),
