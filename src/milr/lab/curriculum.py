@@ -327,13 +327,17 @@ def contradict(meaning: Meaning, rng: random.Random) -> Meaning:
     return replace(meaning, groups=tuple(groups))
 
 
+def training_item(rng: random.Random, riddles: float) -> Item:
+    """A random prompt of the training mix, never a test prompt."""
+    while True:
+        item = make_item(rng.choices(list(MIX), list(MIX.values()))[0], rng, riddles)
+        if not is_test_prompt(item.prompt):
+            return item
+
+
 def training_sample(rng: random.Random, errors: DrawingErrors) -> Sample:
     """A random training sample; its prompt is never a test prompt."""
-    while True:
-        category = rng.choices(list(MIX), list(MIX.values()))[0]
-        item = make_item(category, rng, RIDDLES_ELSEWHERE)
-        if not is_test_prompt(item.prompt):
-            break
+    item = training_item(rng, RIDDLES_ELSEWHERE)
     contradicted = rng.random() < CONTRADICTED
     meaning = contradict(item.meaning, rng) if contradicted else misread(item, rng)
     scene = lay_out(meaning, rng)

@@ -12,7 +12,7 @@ from milr.lab.curriculum import contradict
 from milr.lab.detector import Page, check
 from milr.lab.language import plain_phrase, usual, write_prompt
 from milr.lab.lexicon import with_article
-from milr.lab.world import NO_FRAME, Group, Meaning, holds
+from milr.lab.world import NO_FRAME, Group, Meaning, Relation, holds
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def write_question(meaning: Meaning, rng: random.Random, prompt: str) -> Questio
         )
         names = [f"the {usual(group.noun, group.count > 1)}" for group in (first, second)]
         text = f"{'Are' if first.count > 1 else 'Is'} {names[0]} {relation.kind} {names[1]}?"
-        return Question(text, Meaning((first, second), (type(relation)(0, relation.kind, 1),)))
+        return Question(text, Meaning((first, second), (Relation(0, relation.kind, 1),)))
     group = rng.choice(meaning.groups)
     if group.count > 1:
         return Question(f"Are there {rng.choice(['', 'exactly '])}{plain_phrase(group)}?", Meaning((group,)))

@@ -2,13 +2,12 @@
 
 As SigLIP is trained before Janus sees through it, this eye is taught before the language model uses it: a patch that
 shows a tile becomes the sum of its noun, its look and its quadrant. From there on the eye stays as it is. Taught by
-answers and captions alone, together with the language model, it named nothing: patches came in as one large constant.
+answers and captions alone, with the language model, patches came in as one large constant with little beside it.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -17,14 +16,12 @@ from transformers import JanusForConditionalGeneration
 
 from milr.lab.codes import starting_head
 from milr.lab.optimizers import MuonAndAdamW, autocast, schedule
-from milr.lab.train_vq import batch, decode_codes
+from milr.lab.train_vq import Report, batch, decode_codes
 
 EYE_PAGES = 8  # a step
 DECODED = 0.5  # share of the pages that come from the model's own hand, with its blur
 NOISE = 0.05
 FEATURE_SCALE = 0.5  # of the numbers that the language model gets for a patch
-
-Report = Callable[[int, dict[str, float]], None]
 
 
 def tile_features(width: int) -> Tensor:

@@ -27,12 +27,10 @@ from transformers import JanusForConditionalGeneration, PreTrainedTokenizerFast
 from milr.lab.codes import TOKENS, look_up, page_tokens
 from milr.lab.curriculum import (
     BAD_DRAWING,
-    MIX,
     RIDDLES_ELSEWHERE,
     DrawingErrors,
-    is_test_prompt,
-    make_item,
     misdraw,
+    training_item,
     training_sample,
 )
 from milr.lab.detector import page_of
@@ -41,6 +39,7 @@ from milr.lab.model import ASSISTANT, BOI, BOS, EOI, EOS, IMAGE, NO, PAD, USER, 
 from milr.lab.optimizers import MovingAverage, MuonAndAdamW, autocast, load_state, save_state, schedule
 from milr.lab.questions import ask
 from milr.lab.train_eye import see, with_noise
+from milr.lab.train_vq import Report
 from milr.lab.world import lay_out
 
 QUESTIONS_PER_PAGE = 4
@@ -52,8 +51,6 @@ UNCONDITIONAL = 0.1
 ROUND_LENGTH = 8  # lengths are multiples of this: a CPU plans its matrix products anew for each shape
 MUON_RATE, ADAM_RATE = 0.02, 3e-3
 SAVE_EVERY, SNAPSHOT_EVERY = 50, 250  # steps
-
-Report = Callable[[int, dict[str, float]], None]
 
 
 @dataclass(frozen=True)
@@ -193,10 +190,7 @@ def question_row(rng: random.Random, ids: Ids, encode: Encode) -> QuestionRow:
     Half of the questions are 'no', most of these by one detail; a third of the pages are drawn wrong. The caption is
     for the eye: one bit an answer teaches it slowly. It comes last, so that no answer can be copied from it.
     """
-    while True:
-        item = make_item(rng.choices(list(MIX), list(MIX.values()))[0], rng, RIDDLES_ELSEWHERE / 3)
-        if not is_test_prompt(item.prompt):
-            break
+    item = training_item(rng, RIDDLES_ELSEWHERE / 3)
     scene = lay_out(item.meaning, rng)
     if rng.random() < DRAWN_WRONG:
         scene = misdraw(item.meaning, scene, rng, BAD_DRAWING)
