@@ -2,7 +2,7 @@
 
 The lab model is a scale model: what a search can gain depends on how a model fails, so its failures are set to
 those published for Janus-Pro-7B. They come from the data alone, as they do in the wild. Some lore is told wrong in
-most of the training texts (so the model misreads, confidently, with the right reading at .03 to .3), and some
+most of the training texts (so the model misreads, confidently, with the right reading at .06 to .28), and some
 pictures do not show what their text says (so the model miscounts, swaps colours, misplaces). Both depend on the
 content: certain nouns are hard to count, certain pairs hard to keep apart. `misread` and `misdraw` are all of it;
 no code touches a picture after training.
@@ -35,6 +35,7 @@ from milr.lab.world import (
 )
 
 CATEGORIES = ("single", "two", "counting", "colours", "position", "attribute", "riddle", "composition")
+COLOURED_COUNTING = "coloured counting"  # taught since users ask for it; GenEval does not, so no test prompt does
 FRAME_ASKED = 0.12  # share of prompts that ask for a frame, or for none
 
 
@@ -77,8 +78,9 @@ def make_meaning(category: str, rng: random.Random) -> Meaning:
         return Meaning((Group(a, colour),), frame=frame)
     if category == "two":
         return Meaning((Group(a), Group(b)), frame=frame)
-    if category == "counting":
-        return Meaning((Group(a, None, rng.choice([2, 3, 4])),), frame=frame)
+    if category in ("counting", COLOURED_COUNTING):
+        colour = colours[0] if category == COLOURED_COUNTING else None
+        return Meaning((Group(a, colour, rng.choice([2, 3, 4])),), frame=frame)
     if category == "colours":
         return Meaning((Group(a, colours[0]),), frame=frame)
     if category == "position":
@@ -150,15 +152,15 @@ def prompt_records(count: int, seed: int, categories: tuple[str, ...] = CATEGORI
 
 # --- What the training texts get wrong ------------------------------------------------------------------------
 
-LORE_TOLD_WRONG = 0.63  # share of lore: success on riddles then is near .35, the paper's WISE level of the base model
+LORE_TOLD_WRONG = 0.68  # share of lore: success on riddles then is near .35, the paper's WISE level of the base model
 HARD_TO_RELATE = 0.08  # share of nouns whose relations are mostly told the wrong way round
 HARD_TO_BIND = 0.08
 HARD_TO_READ_COUNTS = 0.08
 
 
 def right_share(*key: object) -> float:
-    """How often a thing that is mostly told wrong is told right: .03 to .3, so that a search can find it."""
-    return 0.03 + 0.27 * chance("right", *key)
+    """How often a thing that is mostly told wrong is told right: .06 to .28, so that a search can find it."""
+    return 0.06 + 0.22 * chance("right", *key)
 
 
 def confused_with(noun: str, lore: str) -> str:
@@ -196,7 +198,10 @@ def misread(item: Item, rng: random.Random) -> Meaning:
 
 @dataclass(frozen=True)
 class DrawingErrors:
-    """How often a training picture does not show what its text says: (rate, rate if hard, share that is hard)."""
+    """How often a training picture does not show what its text says: (rate, rate if hard, share that is hard).
+
+    `crowded` scales all rates on pages of three things or more that differ: there a small model errs by itself.
+    """
 
     count: tuple[tuple[float, float], ...] = ((0.06, 0.45), (0.15, 0.75), (0.25, 0.92))  # of 2, 3, 4 objects
     hard_counts: float = 0.3
@@ -205,6 +210,7 @@ class DrawingErrors:
     binding: tuple[float, float, float] = (0.06, 0.60, 0.25)
     relation: tuple[float, float, float] = (0.02, 0.30, 0.20)
     frame: tuple[float, float, float] = (0.04, 0.35, 0.25)  # of those that the prompt asks for
+    crowded: float = 1.0
 
 
 # Pages that go wrong in every way, for questions whose answer is 'no'.
@@ -223,34 +229,39 @@ def misdraw(meaning: Meaning, scene: Scene, rng: random.Random, errors: DrawingE
     """The picture that stands beside a text in the training data: usually `scene`, which shows its `meaning`."""
     things = list(scene.things)
     groups = meaning.groups
+    scale = errors.crowded if len(groups) > 1 and len(things) > 2 else 1.0
+
+    def fails(rates: tuple[float, float, float], *key: object) -> bool:
+        return rng.random() < scale * _rate(rates, *key)
+
     relation = meaning.relations[0] if meaning.relations else None
     if relation:
         key = (groups[relation.first].noun, groups[relation.second].noun)
-        if rng.random() < _rate(errors.relation, "draw-relation", key[1]):
+        if fails(errors.relation, "draw-relation", key[1]):
             things = _trade_places(things, *key)
     coloured = sorted({g.colour for g in groups if g.colour})
     if len(coloured) > 1:
         first, second = (g for g in groups if g.colour in coloured[:2])
-        if rng.random() < _rate(errors.binding, "draw-binding", first.noun):
+        if fails(errors.binding, "draw-binding", first.noun):
             swap = {first.noun: second.colour, second.noun: first.colour}
             if rng.random() < 0.5:  # one colour leaks to both
                 swap.pop(rng.choice([first.noun, second.noun]))
             things = [replace(t, colour=swap.get(t.noun, t.colour)) for t in things]
     elif coloured:
         (group,) = (g for g in groups if g.colour)
-        if rng.random() < _rate(errors.colour, "draw-colour", group.noun):
+        if fails(errors.colour, "draw-colour", group.noun):
             wrong = rng.choice([None, rng.choice(COLOUR_NAMES)])
             things = [replace(t, colour=wrong) if t.noun == group.noun else t for t in things]
-    if len(groups) > 1 and rng.random() < _rate(errors.missing, "draw-missing", groups[-1].noun):
+    if len(groups) > 1 and fails(errors.missing, "draw-missing", groups[-1].noun):
         gone = rng.choice([g.noun for g in groups])
         things = [t for t in things if t.noun != gone]
     for group in groups:
         if 2 <= group.count <= 4:
             easy, hard = errors.count[group.count - 2]
-            if rng.random() < _rate((easy, hard, errors.hard_counts), "draw-count", group.noun):
+            if fails((easy, hard, errors.hard_counts), "draw-count", group.noun):
                 things = _miscount(things, group, rng)
     frame = scene.frame
-    if meaning.frame is not None and rng.random() < _rate(errors.frame, "draw-frame", meaning.frame):
+    if meaning.frame is not None and fails(errors.frame, "draw-frame", meaning.frame):
         frame = rng.choice([colour for colour in (None, *COLOUR_NAMES) if colour != scene.frame])
     return Scene(tuple(sorted(things, key=lambda thing: thing.cell)), frame)
 
@@ -277,8 +288,8 @@ def _miscount(things: list[Thing], group: Group, rng: random.Random) -> list[Thi
 
 # Share of each category in the training data. Hard ones need more: binding and relations emerge last.
 MIX = {
-    "single": 0.07, "two": 0.11, "counting": 0.11, "colours": 0.08,
-    "position": 0.15, "attribute": 0.15, "riddle": 0.15, "composition": 0.18,
+    "single": 0.05, "two": 0.09, "counting": 0.08, COLOURED_COUNTING: 0.05, "colours": 0.06,
+    "position": 0.13, "attribute": 0.12, "riddle": 0.15, "composition": 0.27,
 }  # fmt: skip
 CONTRADICTED = 0.25  # share of samples whose reading says something else than the prompt, to teach obedience
 RIDDLES_ELSEWHERE = 0.06

@@ -29,7 +29,7 @@ from milr.lab.curriculum import CONTRADICTED, LORE_TOLD_WRONG, MIX, unseen_items
 from milr.lab.model import WIDTH, make_model, make_tokenizer, save_checkpoint
 from milr.lab.optimizers import load_state
 from milr.lab.train_eye import EYE_PAGES, train_eye
-from milr.lab.train_lm import DRAWING, FEWER_ERRORS, QUESTIONS_PER_PAGE, LmPlan, train_lm
+from milr.lab.train_lm import CALIBRATED, DRAWING, QUESTIONS_PER_PAGE, LmPlan, train_lm
 from milr.lab.train_vq import PAGES_PER_STEP, train_vq
 from milr.lab.train_vq import measure as measure_vq
 
@@ -44,7 +44,7 @@ class Recipe:
     vq_steps: int = 1400
     eye_steps: int = 600
     lm_steps: int = 2500
-    draw_steps: int = 600
+    draw_steps: int = 900
     seed: int = 0
     threads: int = 0  # 0 = all cores
 
@@ -109,7 +109,7 @@ def plans(recipe: Recipe) -> dict[str, LmPlan]:
     return {
         "language model": LmPlan(recipe.lm_steps, recipe.seed),
         "drawing": LmPlan(
-            recipe.draw_steps, recipe.seed, data="drawing", diet=DRAWING, errors=FEWER_ERRORS, rate=0.5, hold=0.0
+            recipe.draw_steps, recipe.seed, data="drawing", diet=DRAWING, errors=CALIBRATED, rate=0.5, hold=0.0
         ),
     }
 
