@@ -209,9 +209,9 @@ def test_doctor_finds_what_is_broken_and_goes_on(milr):
     assert "memory" in run.stdout
 
 
-def test_compare_on_the_command_line(milr):
-    run = milr("compare", "--n", "3", "--budget", "2", "--benchmark", "toys", *TOY, "--method", "single",
-                 "--method", "best-of-n sampled text", "--out", "c")  # fmt: skip
+def test_bench_on_the_command_line(milr):
+    run = milr("bench", "toys", "--limit", "3", "--budget", "2", *TOY, "--search", "single",
+                 "--search", "best-of-n sampled text", "--out", "c")  # fmt: skip
     assert run.returncode == 0, run.stderr
     assert "| best-of-n sampled text |" in run.stdout
     report = json.loads((milr.folder / "c" / "report.json").read_text())

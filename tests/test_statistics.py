@@ -4,7 +4,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from milr.statistics import paired_difference, sign_test, wilson
+from milr.statistics import clustered_share, paired_means, sign_test, wilson
+
+
+def paired_difference(won, lost, pairs):
+    return paired_means([1.0] * won + [-1.0] * lost + [0.0] * (pairs - won - lost))
 
 
 def test_wilson_golden():
@@ -61,3 +65,19 @@ def test_the_paired_interval_keeps_its_level():
 def test_impossible_counts_are_refused(successes, trials):
     with pytest.raises(ValueError, match=f"{successes} successes of {trials}"):
         wilson(successes, trials)
+
+
+def test_a_share_with_one_seed_is_wilsons():
+    share, low, high = clustered_share([1.0] * 30 + [0.0] * 10, 1)
+    assert (share, low, high) == (0.75, *wilson(30, 40))
+
+
+def test_seeds_that_always_agree_say_no_more_than_one():
+    prompts = [1.0] * 300 + [0.0] * 100
+    assert clustered_share(prompts, 2) == pytest.approx(clustered_share(prompts, 1), abs=2e-4)
+
+
+def test_seeds_that_disagree_say_more():
+    mixed = [1.0] * 100 + [0.5] * 200 + [0.0] * 100  # as independent coins would fall: 800 trials
+    assert clustered_share(mixed, 2) == pytest.approx((0.5, *wilson(400, 800)), abs=2e-4)
+    assert clustered_share([1.0] * 50, 4) == (1.0, *wilson(50, 50))

@@ -291,7 +291,7 @@ def _claim_folders(prompts: list[str], seed: int, out: Path | None, overwrite: b
     return claimed
 
 
-# --- replay, compare ------------------------------------------------------------------------------------------
+# --- replay, bench --------------------------------------------------------------------------------------------
 
 
 @app.command()
@@ -336,35 +336,51 @@ def replay(
 
 
 @app.command()
-def compare(
-    n: Annotated[int, typer.Option("--n", min=1, max=100_000, help="Test prompts.")] = 300,
-    seed: Annotated[int, typer.Option(help="Seed of the searches.")] = 0,
-    prompt_seed: Annotated[int, typer.Option(help="Seed of the prompts.")] = 7,
-    budget: Annotated[int, typer.Option(min=1, max=10_000, help="Reward calls of each search.")] = 20,
-    method: Annotated[
+def bench(
+    benchmark: Annotated[str, typer.Argument(metavar="BENCHMARK", help="A name of 'milr list benchmarks'.")] = "scenes",
+    search: Annotated[
         list[str] | None,
-        typer.Option(help="A method, a search, or search:preset; repeatable.", show_default="all of the report"),
+        typer.Option(
+            metavar="METHOD",
+            help="SEARCH, SEARCH:PRESET, or LABEL=SEARCH:PRESET,SETTING=VALUE; repeatable.",
+            show_default="those of the README's table",
+        ),
     ] = None,
-    benchmark: Annotated[str, typer.Option(help="Where the prompts come from.")] = "scenes",
+    limit: Annotated[int, typer.Option(min=1, max=100_000, help="Prompts.")] = 300,
+    prompt_seed: Annotated[int, typer.Option(help="Seed of the prompts.")] = 7,
+    seeds: Annotated[int, typer.Option(min=1, max=1000, help="Searches of each prompt.")] = 1,
+    seed: Annotated[int, typer.Option(help="Seed of the searches.")] = 0,
+    budget: Annotated[int, typer.Option(min=1, max=10_000, help="Reward calls of each search.")] = 20,
+    baseline: Annotated[
+        str | None,
+        typer.Option(help="The method that the others are paired with.", show_default="best-of-n, else the first"),
+    ] = None,
     model: Annotated[str, typer.Option(help="Model.")] = "lab",
     reward: Annotated[str, typer.Option(help="Critic that is climbed and that decides.")] = "scene",
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the journal and the report.")] = Path(
-        "out/compare"
-    ),
+    held_out: Annotated[str | None, typer.Option(help="Critic that judges the returned drafts, unseen.")] = None,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the journal and the report.")] = Path("out/bench"),
     device: Device = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
 ) -> None:
-    """Every method at equal cost on the same test prompts, with intervals; killed, it goes on where it stopped."""
+    """Searches side by side on the same prompts at equal cost, with intervals; killed, it goes on where it stopped."""
     from milr import registry
 
     found = registry.find("benchmark", benchmark)
-    registry.find("critic", reward)
+    for critic in (reward, held_out):
+        if critic is not None:
+            registry.find("critic", critic)
+    if held_out == reward:
+        raise UserError(f"'{reward}' is the reward, so it cannot be held out; name another critic.")
     _check_model(model)
     from milr.backbones import load
-    from milr.runs.compare import METHODS, choose_methods, to_markdown
-    from milr.runs.compare import compare as run_comparison
+    from milr.runs.bench import METHODS, choose_methods
+    from milr.runs.bench import bench as run_bench
+    from milr.runs.report import BASELINE, to_markdown
 
-    methods = choose_methods(method) if method else METHODS
+    methods = choose_methods(search) if search else METHODS
+    names = [method.name for method in methods]
+    if baseline is not None and baseline not in names:
+        raise UserError(f"The baseline '{registry.shorten(baseline)}' is none of the methods: {', '.join(names)}.")
     console = _progress_console()
     began: dict[str, tuple[float, int]] = {}
 
@@ -375,21 +391,24 @@ def compare(
         pace = (time.monotonic() - start) / max(1, done - already)
         left = f", {pace * (searches - done):.0f} s left" if done > already and done < searches else ""
         if done in (already, searches) or done % 10 == 0:
-            console.print(f"{name}: {done} of {searches} prompts{left}", highlight=False)
+            console.print(f"{name}: {done} of {searches} searches{left}", highlight=False)
 
-    report = run_comparison(
+    report = run_bench(
         load(model, device=device, dtype=dtype),
-        registry.load(found).tasks(n, prompt_seed),
+        registry.load(found).tasks(limit, prompt_seed),
         out,
         methods=methods,
+        baseline=baseline or (BASELINE if BASELINE in names else names[0]),
         budget=budget,
         seed=seed,
+        seeds=seeds,
         critic=reward,
+        held_out=held_out,
         about={"benchmark": benchmark, "prompt_seed": prompt_seed},
         tell=tell,
     )
     print(to_markdown(report))
-    print(f"written: {out / 'report.md'}, {out / 'report.json'}, {out / 'journal.jsonl'}")
+    print(f"written: {', '.join(str(out / name) for name in ('report.md', 'report.json', 'curves.svg'))}")
 
 
 # --- list, doctor ---------------------------------------------------------------------------------------------

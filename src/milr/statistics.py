@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 Z95 = 1.959963984540054  # the normal quantile of 97.5 %
 
@@ -27,15 +28,34 @@ def sign_test(won: int, lost: int) -> float:
     return float(min(1.0, 2 * tail / 2**decided))
 
 
-def paired_difference(won: int, lost: int, pairs: int) -> tuple[float, float, float]:
-    """Difference of two shares measured on the same tasks, with its 95 % interval.
+def clustered_share(shares: Sequence[float], seeds: int) -> tuple[float, float, float]:
+    """A share over prompts of which each was tried `seeds` times, with its 95 % interval: (share, low, high).
 
-    The estimate is (won - lost) / pairs; the interval is Agresti and Min's (2005): Wald with half a pair added to
-    each cell, which keeps its level where few pairs differ.
+    `shares` are the prompts' own shares. The interval is Wilson's with the effective number of trials p (1 - p) / v,
+    v being the variance of the mean over prompts (Korn and Graubard 1998); with one seed it is the plain one.
     """
-    if won < 0 or lost < 0 or won + lost > pairs or pairs < 1:
-        raise ValueError(f"{won} won and {lost} lost of {pairs} pairs")
-    n, b, c = pairs + 2, won + 0.5, lost + 0.5
-    centre = (b - c) / n
-    half = Z95 * math.sqrt(b + c - (b - c) ** 2 / n) / n
-    return (won - lost) / pairs, max(-1.0, centre - half), min(1.0, centre + half)
+    prompts = len(shares)
+    share = sum(shares) / prompts
+    successes, trials = round(sum(shares) * seeds), prompts * seeds
+    if seeds == 1 or successes in (0, trials):
+        # All alike: nothing says that the seeds of a prompt are independent, so prompts count, not searches.
+        low, high = wilson(round(share * prompts), prompts)
+        return share, low, high
+    variance = sum((s - share) ** 2 for s in shares) / (prompts - 1) / prompts if prompts > 1 else 0.0
+    effective = min(trials, share * (1 - share) / variance) if variance > 0 else prompts
+    scale = 1 + Z95**2 / effective
+    centre = share + Z95**2 / (2 * effective)
+    spread = Z95 * math.sqrt(share * (1 - share) / effective + Z95**2 / (4 * effective**2))
+    return share, (centre - spread) / scale, (centre + spread) / scale
+
+
+def paired_means(differences: Sequence[float]) -> tuple[float, float, float]:
+    """The mean of differences in [-1, 1], one a prompt, with its 95 % interval: (mean, low, high).
+
+    For differences of two successes the interval is Agresti and Min's (2005): Wald with half a pair added to each
+    cell (so two pairs more, one unit of variance), which keeps its level where few pairs differ.
+    """
+    n = len(differences) + 2
+    centre = sum(differences) / n
+    half = Z95 * math.sqrt((sum(d * d for d in differences) + 1) / n - centre**2) / math.sqrt(n)
+    return sum(differences) / len(differences), max(-1.0, centre - half), min(1.0, centre + half)

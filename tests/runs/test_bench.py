@@ -4,8 +4,8 @@ import pytest
 
 from milr import registry
 from milr.drafts import UserError
-from milr.runs import compare as module
-from milr.runs.compare import BASELINE, METHODS, Journal, Method, Outcome, choose_methods, compare, make_report
+from milr.runs.bench import METHODS, Journal, bench, choose_methods
+from milr.runs.report import BASELINE, CALLS, Method, Outcome, curves, make_report, to_markdown
 from toy_milr.backbone import ToyBackbone
 from toy_milr.benchmark import tasks
 from toy_milr.critic import Redness
@@ -36,9 +36,7 @@ def redness(monkeypatch):
 
 
 def run(folder, backbone=None, methods=FEW, n=6, **options):
-    return compare(
-        backbone or ToyBackbone(), tasks(n, 7), folder, methods=methods, budget=5, critic="redness", **options
-    )
+    return bench(backbone or ToyBackbone(), tasks(n, 7), folder, methods=methods, budget=5, critic="redness", **options)
 
 
 def test_a_report_counts_what_happened(redness, tmp_path):
@@ -50,7 +48,9 @@ def test_a_report_counts_what_happened(redness, tmp_path):
     assert len(set(first.values())) == 1, "all methods share their first draft"
     for row in rows.values():
         assert row["success"]["5"]["interval"][0] <= row["success"]["5"]["share"] <= row["success"]["5"]["interval"][1]
-        assert row["categories"] == {"toy": {"successes": row["success"]["5"]["successes"], "prompts": 6}}
+        assert row["categories"] == {"toy": {**row["success"]["5"], "searches": 6}}
+        assert [point["calls"] for point in row["curve"]] == [1, 2, 3, 4, 5]
+        assert row["curve"][-1]["mean_tokens"] == row["mean_decoded_tokens"]
     assert rows["single"]["mean_calls"] == 1
     assert "against_baseline" not in rows[BASELINE]
     table = (tmp_path / "report.md").read_text()
@@ -58,7 +58,7 @@ def test_a_report_counts_what_happened(redness, tmp_path):
     assert json.loads((tmp_path / "report.json").read_text())["methods"] == report["methods"]
 
 
-def test_a_killed_comparison_goes_on_and_ends_the_same(redness, tmp_path):
+def test_a_killed_run_goes_on_and_ends_the_same(redness, tmp_path):
     whole = run(tmp_path / "whole")
 
     class Killed(BaseException):
@@ -87,10 +87,15 @@ def test_a_killed_comparison_goes_on_and_ends_the_same(redness, tmp_path):
 
 
 def without_seconds(report):
-    return [{key: value for key, value in row.items() if key != "mean_seconds"} for row in report["methods"]]
+    rows = json.loads(json.dumps(report["methods"]))
+    for row in rows:
+        row["mean_seconds"] = row["to_reach_baseline"] = None
+        for point in row["curve"]:
+            point["mean_seconds"] = None
+    return rows
 
 
-def test_another_comparison_is_not_mixed_in(redness, tmp_path):
+def test_another_run_is_not_mixed_in(redness, tmp_path):
     run(tmp_path, n=2)
     with pytest.raises(UserError, match="another tasks"):
         run(tmp_path, n=3)
@@ -104,14 +109,16 @@ def test_another_comparison_is_not_mixed_in(redness, tmp_path):
 def test_one_writer_at_a_time(tmp_path):
     with (
         Journal(tmp_path / "journal.jsonl", {}),
-        pytest.raises(UserError, match="Another comparison is writing"),
+        pytest.raises(UserError, match="Another run is writing"),
         Journal(tmp_path / "journal.jsonl", {}),
     ):
         pass
 
 
-def outcome(method, task, *rewards):
-    return Outcome(method, task, "", rewards, (10,) * len(rewards), 1.0, "budget")
+def outcome(method, task, *rewards, index=0, held_out=None):
+    n, best = len(rewards), max(range(len(rewards)), key=lambda i: rewards[i] or 0)
+    moves = ("", *("text",) * (n - 1))
+    return Outcome(method, method, task, index, "", rewards, (10,) * n, (1.0,) * n, moves, best, held_out, "budget")
 
 
 def test_numbers_by_hand():
@@ -129,8 +136,8 @@ def test_numbers_by_hand():
     row = report["methods"][0]
     assert row["success"]["1"]["successes"] == 1
     assert row["success"]["3"]["successes"] == 1
-    assert (row["against_baseline"]["won"], row["against_baseline"]["lost"]) == (1, 0)
-    assert row["against_baseline"]["sign_test_p"] == 1.0
+    pair = row["against_baseline"]["3"]
+    assert (pair["won"], pair["lost"], pair["sign_test_p"], pair["failures"]) == (1, 0, 1.0, [1, 2])
     assert (row["mean_calls"], row["mean_decoded_tokens"], row["abstentions"]) == (3, 30, 1)
 
 
@@ -140,6 +147,11 @@ def test_methods_by_name():
         METHODS[0],
         Method("milr:text-only", "milr", "text-only"),
     )
+    assert choose_methods(["cold=best-of-n:sampled-text,image_temperature=0.5"]) == (
+        Method("cold", "best-of-n", "sampled-text", (("image_temperature", "0.5"),)),
+    )
+    with pytest.raises(UserError, match="put LABEL= before"):
+        choose_methods(["single", "single"])
     with pytest.raises(UserError, match="Did you mean 'milr paper'"):
         choose_methods(["milr papre"])
 
@@ -149,4 +161,40 @@ def test_every_method_of_the_report_exists():
         part = registry.find("search", method.search)
         assert method.preset is None or method.preset in part.presets
     assert {method.name for method in METHODS if method.returns_last} == {"milr official"}
-    assert module.CALLS == (1, 4, 8, 16, 20)
+    assert CALLS == (1, 4, 8, 16, 20)
+
+
+def test_seeds_of_a_prompt_count_once():
+    """Two prompts with two seeds: the method solves one seed of each more than the baseline."""
+    method, baseline = Method("m", "repair"), Method(BASELINE, "best-of-n")
+    outcomes = [
+        outcome("m", "1", 1.0, index=0), outcome("m", "1", 0.0, 1.0, index=1),
+        outcome("m", "2", 0.0, 1.0, index=0), outcome("m", "2", 0.0, 0.0, index=1),
+        outcome(BASELINE, "1", 0.0, 1.0, index=0), outcome(BASELINE, "1", 0.0, 0.0, index=1),
+        outcome(BASELINE, "2", 0.0, 0.0, index=0), outcome(BASELINE, "2", 0.0, 0.0, index=1),
+    ]  # fmt: skip
+    prompts = [type(task)(task.prompt, id=str(n + 1)) for n, task in enumerate(tasks(2, 0))]
+    report = make_report(outcomes, (method, baseline), prompts, {"budget": 2, "seeds": 2})
+    row = report["methods"][0]
+    assert row["success"]["2"]["share"] == 0.75
+    pair = row["against_baseline"]["2"]
+    assert (pair["won"], pair["lost"], pair["difference"]) == (2, 0, 0.5)
+    assert row["to_reach_baseline"] == {"budget": 1, "share_of_tokens": 0.5, "share_of_seconds": 0.5}
+    assert row["moves"] == {"text": {"drafts": 3, "solved": 2}}
+
+
+def test_held_out_judges_the_returned_draft():
+    outcomes = [outcome("m", "1", 0.5, 1.0, held_out=0.5), outcome("m", "2", 1.0, held_out=1.0)]
+    prompts = [type(task)(task.prompt, id=str(n + 1)) for n, task in enumerate(tasks(2, 0))]
+    about = {"budget": 2, "held_out": "scene", "model": "toy", "critic": "redness", "seed": 0}
+    report = make_report(outcomes, (Method("m", "repair"),), prompts, about)
+    assert report["methods"][0]["held_out"]["share"] == 0.5
+    assert report["methods"][0]["held_out"]["gap"] == 0.25
+    assert "held-out critic scene" in to_markdown(report)
+    assert curves(report).startswith("<svg")
+
+
+def test_a_name_means_one_thing_in_a_journal(redness, tmp_path):
+    run(tmp_path, methods=(Method("m", "best-of-n"),), n=2)
+    with pytest.raises(UserError, match="give it another LABEL="):
+        run(tmp_path, methods=(Method("m", "best-of-n", None, (("image_temperature", "0.5"),)),), n=2)

@@ -1,0 +1,195 @@
+"""Repair: change the one choice that best explains the failure, in the reasoning or in the picture.
+
+    A draft is a chain of choices x_1 ... x_n, text tokens first, then image tokens; behind each stands a latent z_i,
+    and p_i = softmax(head(z_i)) says what the model would rather have chosen, or nearly chose. If the draft fails and
+    one choice is to blame, the odds that it is choice i, and that a is what it should have been, are
+
+        odds(i, a) = p_i(a) / p_i(x_i)                    one space for text and image, as in MILR
+
+    Every draft adds such candidates; the one of the highest weight is drawn next, and none twice:
+
+        weight = odds(i, a) * exp(-kappa (R_best - R)) * decay^n     R: the draft's reward, n: its repairs so far
+                 or 0 for an image token that lies outside what the critic calls wrong
+
+    A text candidate keeps the words before i and the model writes on; an image candidate keeps the text and every
+    image token but those near i, or in the places that the critic calls wrong. Where no weight exceeds `fresh`, a
+    whole new draft is sampled: best-of-N is what remains when the model has no better idea.
+
+A misread prompt and a wrong drawing need no telling apart beforehand: an obedient drawing of a wrong text leaves no
+likely alternative in the picture, and a wrong drawing of a sure text leaves none in the text. See docs/method.md.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from milr.drafts import Ask, Draft, Forced, Greedy, Sample
+from milr.searches.base import Problem, Search, whole_text
+from milr.searches.settings import check, setting
+
+NAME = "repair"
+SUMMARY = "Change the choice that best explains the failure: another word of the reasoning, or a wrong place redrawn"
+
+ALTERNATIVES = 8  # candidates kept for each choice: the most probable ones
+
+
+@dataclass(frozen=True)
+class Repair:
+    """Settings of `repair`."""
+
+    text_ratio: float = setting(0.3, "share of text tokens that may be changed, lambda_t", low=0, high=1)
+    text_temperature: float = setting(1.0, "softmax temperature of sampled text", low=0.01, high=10)
+    image_temperature: float = setting(1.0, "softmax temperature of the image tokens (paper: 1)", low=0.01, high=10)
+    fresh: float = setting(0.1, "draw a whole new draft where no candidate weighs more than this", low=0, high=1e9)
+    kappa: float = setting(8.0, "how much less the choices of a draft with a lower reward weigh", low=0, high=1e3)
+    decay: float = setting(0.7, "factor on the candidates of a draft for each one already tried", low=0, high=1)
+    reach: float = setting(0.125, "how far around a changed token to redraw, in image sides", low=0, high=1)
+    use_places: bool = setting(True, "change only what the critic calls wrong, where it says so")
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+def repair(problem: Problem, settings: Repair) -> Search:
+    """Draw, list what else could have been chosen, change what best explains the failure, and so on."""
+    image = Sample(settings.image_temperature)
+    rest = Sample(settings.text_temperature)
+    candidates = Candidates(problem, settings)
+    ask = Ask(Greedy(), image)
+    while True:
+        draft = yield replace(ask, text_ratio=settings.text_ratio, image_ratio=1.0)
+        candidates.add(draft)
+        best = candidates.take()
+        if best is None:
+            ask = Ask(rest, image, note={"move": "fresh"})
+            continue
+        note = {"move": best.kind, "of_draft": best.draft.number, "position": best.position, "odds": best.odds}
+        drawn = best.draft.drawn
+        if best.kind == "text":
+            text = (*drawn.text_tokens[: best.position], best.token)
+            ask = Ask(Forced(text, then=rest), image, note=note)
+        else:
+            picture = (*drawn.image_tokens[: best.position], best.token, *drawn.image_tokens[best.position + 1 :])
+            free = _redrawn(best, problem, settings)
+            ask = Ask(Forced(whole_text(drawn, problem.text_end)), Forced(picture, then=image, free=free), note=note)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Another token at one position of a draft. Candidates of one key are one change: same choices before it."""
+
+    draft: Draft
+    kind: str  # 'text' or 'image'
+    position: int
+    token: int
+    odds: float
+    key: int
+
+
+class Candidates:
+    """What may be changed, over all drafts so far."""
+
+    def __init__(self, problem: Problem, settings: Repair) -> None:
+        self.problem, self.settings = problem, settings
+        self.open: list[Candidate] = []
+        self.tried: set[int] = set()
+        self.repairs: Counter[tuple[int, str]] = Counter()
+        self.best_reward = 0.0
+
+    def add(self, draft: Draft) -> None:
+        """List what else this draft could have chosen. A draft without a score says nothing about its choices."""
+        drawn = draft.drawn
+        text, picture = (*drawn.text_tokens, self.problem.text_end), drawn.image_tokens
+        text_keys, image_keys = _keys(0, text), _keys(hash(drawn.text_tokens) ^ 1, picture)
+        self.tried.update(
+            hash(pair) for pair in (*zip(text_keys, text, strict=True), *zip(image_keys, picture, strict=True))
+        )
+        if draft.reward is None or drawn.latents is None:
+            return
+        self.best_reward = max(self.best_reward, draft.reward)
+        places = wrong_places(draft, self.problem.grid) if self.settings.use_places else None
+        text_logits = self.problem.text_logits(drawn.latents.text) / self.settings.text_temperature
+        for i, token, odds in _alternatives(text_logits, text):
+            self.open.append(Candidate(draft, "text", i, token, odds, hash((text_keys[i], token))))
+        image_logits = self.problem.image_logits(drawn.latents.image, drawn.guidance) / self.settings.image_temperature
+        for i, token, odds in _alternatives(image_logits, picture):
+            if places is None or i in places:
+                self.open.append(Candidate(draft, "image", i, token, odds, hash((image_keys[i], token))))
+
+    def take(self) -> Candidate | None:
+        """The candidate of the highest weight, which then counts as tried; None where a new draft is worth more."""
+        self.open = [candidate for candidate in self.open if candidate.key not in self.tried]
+        best = max(self.open, key=self.weight, default=None)
+        if best is None or self.weight(best) <= self.settings.fresh:
+            return None
+        self.tried.add(best.key)
+        self.repairs[best.draft.number, best.kind] += 1
+        return best
+
+    def weight(self, candidate: Candidate) -> float:
+        """odds(i, a) * exp(-kappa (R_best - R)) * decay^n."""
+        assert candidate.draft.reward is not None
+        behind = self.best_reward - candidate.draft.reward
+        tried = self.repairs[candidate.draft.number, candidate.kind]
+        return candidate.odds * math.exp(-self.settings.kappa * behind) * self.settings.decay**tried
+
+
+def _keys(start: int, tokens: Sequence[int]) -> list[int]:
+    """For each position a number that stands for all the choices before it."""
+    return list(accumulate(tokens[:-1], lambda key, token: hash((key, token)), initial=start))
+
+
+def _alternatives(logits: Tensor, chosen: Sequence[int]) -> Iterator[tuple[int, int, float]]:
+    """(position, token, odds) of the most probable tokens that were not chosen. logits: [T, V]."""
+    if len(logits) == 0:
+        return
+    kept = torch.tensor(chosen[: len(logits)], device=logits.device)[:, None]
+    odds = (logits - logits.gather(1, kept)).exp().scatter(1, kept, 0.0)
+    values, tokens = odds.topk(min(ALTERNATIVES, odds.shape[1]), dim=1)
+    for i, (row, names) in enumerate(zip(values.tolist(), tokens.tolist(), strict=True)):
+        yield from ((i, token, value) for value, token in zip(row, names, strict=True))
+
+
+def wrong_places(draft: Draft, grid: int) -> frozenset[int] | None:
+    """Image positions that the critic's failed checks point at; None where one of them points nowhere."""
+    failed = [found for found in draft.score.checks if not found.passed]
+    if not failed or not all(found.boxes for found in failed):
+        return None
+    return _covered((box for found in failed for box in found.boxes), draft.drawn.image.width, grid)
+
+
+def _covered(boxes: Iterable[tuple[float, float, float, float]], size: int, grid: int) -> frozenset[int]:
+    """Positions whose patch a box covers, wholly or in part. `size` of the image and boxes in pixels."""
+    patch = size / grid
+    return frozenset(
+        row * grid + column
+        for left, top, right, bottom in boxes
+        for row in range(max(0, int(top / patch)), min(grid, math.ceil(bottom / patch)))
+        for column in range(max(0, int(left / patch)), min(grid, math.ceil(right / patch)))
+    )
+
+
+def _redrawn(candidate: Candidate, problem: Problem, settings: Repair) -> frozenset[int]:
+    """What is drawn anew after a changed image token: what follows it nearby, and in all wrong places."""
+    grid = problem.grid
+    row, column = divmod(candidate.position, grid)
+    reach = math.ceil(settings.reach * grid)
+    near = {
+        r * grid + c
+        for r in range(row, min(grid, row + reach + 1))
+        for c in range(max(0, column - reach), min(grid, column + reach + 1))
+    }
+    places = wrong_places(candidate.draft, grid) if settings.use_places else None
+    return frozenset(i for i in near | (places or frozenset()) if i > candidate.position)
+
+
+SETTINGS = Repair
+PRESETS = {"default": Repair()}
+search = repair
