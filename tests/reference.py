@@ -136,6 +136,7 @@ def search(
     credits_most_probable: bool,
     rounds_down: bool,
     samples_rest_of_text: bool,
+    mean_baseline: bool,
     text_numbers: Callable[[int], Numbers],
     image_numbers: Callable[[int], Numbers],
     prefix_rng: np.random.Generator,
@@ -146,6 +147,7 @@ def search(
     words = [token for token in text if token != janus.end]
     image, image_states = janus.paint(prompt, words, [], image_numbers(0))
     reward = reward_of(janus.show(image))
+    rewards = [1.0]
 
     def count(ratio: float, length: int) -> int:
         return max(1, int(ratio * length)) if rounds_down else math.ceil(ratio * length)
@@ -181,7 +183,9 @@ def search(
                 log_p = log_p + torch.log_softmax(logits, -1)[token]
         adam_text.zero_grad()
         adam_image.zero_grad()
-        torch.autograd.backward(-(reward + offset) * log_p)
+        before = sum(rewards) / len(rewards) if mean_baseline else 0.0
+        rewards.append(reward)
+        torch.autograd.backward(-(reward + offset - before) * log_p)
         if moves_text:
             adam_text.step()
         if moves_image:

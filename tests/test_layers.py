@@ -19,7 +19,7 @@ ORDER = (
     {"__init__", "__main__"},
 )
 # The embedded world joins through the same doors as everyone else: these files are doors, and only open it.
-DOORS = {"critics/scene.py", "critics/scene_lite.py"}
+DOORS = {f"critics/{name}.py" for name in ("scene", "scene_lite", "scene_noisy", "scene_blind")}
 
 
 def imported(file):

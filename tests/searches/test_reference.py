@@ -33,6 +33,7 @@ CASES = {
         reward_offset=-1.0, credit="arg-max", rounding="down", returned="last", text_ratio=0.3, image_ratio=0.1
     ),
     "sampled rest": Milr(text_rest="sampled", reward_offset=-1.0),
+    "mean baseline": Milr(text_rest="sampled", baseline="mean"),
     "long steps": Milr(learning_rate=0.5, reward_offset=-1.0, text_ratio=1.0, image_ratio=1.0),
 }
 
@@ -89,6 +90,7 @@ def compare(backbone: JanusBackbone, slow: reference.NaiveJanus, settings: Milr,
         credits_most_probable=settings.credit == "arg-max",
         rounds_down=settings.rounding == "down",
         samples_rest_of_text=settings.text_rest == "sampled",
+        mean_baseline=settings.baseline == "mean",
         text_numbers=numbers(0, backbone.max_text_tokens),
         image_numbers=numbers(1, backbone.info.image_tokens),
         prefix_rng=search_rng(seed, task.id, 0),

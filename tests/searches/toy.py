@@ -104,6 +104,7 @@ class Toy:
     ) -> tuple[list[int], list[Tensor], int]:
         """Tokens (the end included), the states behind them, and how many were not forced."""
         forced = choice.tokens if isinstance(choice, Forced) else ()
+        free = (choice.free if isinstance(choice, Forced) else None) or frozenset()
         rest = choice.then if isinstance(choice, Forced) else choice
         uniforms = np.random.default_rng([stream, net]).random(limit)
         tokens: list[int] = []
@@ -111,7 +112,7 @@ class Toy:
         while len(tokens) < limit and not (net == 0 and tokens and tokens[-1] == END):
             states.append(state)
             row = logits(state[None] if net else state)[0]
-            if len(tokens) < len(forced):
+            if len(tokens) < len(forced) and len(tokens) not in free:
                 token = forced[len(tokens)]
             elif isinstance(rest, Greedy):
                 token = int(row.argmax())
@@ -121,7 +122,8 @@ class Toy:
                 token = int(np.searchsorted(cdf, uniforms[len(tokens)] * cdf[-1], side="right"))
             tokens.append(token)
             state = torch.tanh(state @ self.recur[net] + self.embed[net, token])
-        return tokens, states, len(tokens) - min(len(tokens), len(forced))
+        kept = sum(i not in free for i in range(min(len(tokens), len(forced))))
+        return tokens, states, len(tokens) - kept
 
 
 def _embed(words: str) -> Tensor:

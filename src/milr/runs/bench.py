@@ -196,7 +196,7 @@ class Journal:
         try:
             head, *rest = [json.loads(line) for line in lines]
             self.outcomes = [_read_outcome(line) for line in rest]
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, AttributeError) as error:
             raise UserError(f"{self.file} is no journal of 'milr bench'; name another folder with --out.") from error
         if head != self.head:
             differs = next(

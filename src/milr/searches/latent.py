@@ -51,6 +51,10 @@ class Milr:
         low=-10,
         high=10,
     )
+    baseline: Literal["none", "mean"] = setting(
+        "none",
+        "what a reward is measured against (paper: nothing), or the mean of the rewards before it, counted from 1",
+    )
     credit: Literal["drawn", "arg-max"] = setting(
         "drawn",
         "whose log p a step moves: the tokens that drew the scored image, or the most probable ones",
@@ -107,16 +111,20 @@ def milr(problem: Problem, settings: Milr, watch: Callable[[Latents], None] | No
     prefix = draft.drawn.text_tokens[: z["text"].length] if "text" in z else ()
     written = {prefix: whole_text(draft.drawn, problem.text_end)}
     keeps_text = "text" not in z or settings.text_rest == "greedy"
-    step = 0
+    step, rewards = 0, [1.0]
     while draft.number + 1 < problem.budget and not _is_solved(draft, problem, settings):
         note: dict[str, Any] = {f"{kind}_searched": latents.length for kind, latents in z.items()}
 
         # z <- z + eta (R + offset) grad_z log p(t, v | z)
         if draft.reward is not None:
+            advantage = draft.reward + settings.reward_offset
+            if settings.baseline == "mean":
+                advantage -= sum(rewards) / len(rewards)
+            rewards.append(draft.reward)
             for kind in _moved(settings.variant, step, problem.budget):
                 if kind in z:
                     tokens = _credited(kind, z[kind], draft.drawn, problem, settings)
-                    note[f"{kind}_gradient"] = z[kind].move(draft.reward + settings.reward_offset, tokens)
+                    note[f"{kind}_gradient"] = z[kind].move(advantage, tokens)
             step += 1
         if watch is not None:
             watch(_snapshot(z))
@@ -252,5 +260,6 @@ PRESETS = {
     "text-only": Milr(variant="text-only"),
     "image-only": Milr(variant="image-only"),
     "sampled-rest": Milr(reward_offset=-1.0, text_rest="sampled"),  # see "The sign decides" in docs/method.md
+    "repaired": Milr(baseline="mean", text_rest="sampled", text_prefix="sampled"),  # the least that competes
 }
 search = milr

@@ -1,0 +1,168 @@
+"""Repair: which choice is changed, and what is kept. The latents of these drafts are the logits themselves."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from PIL import Image
+from toy import CountingCritic, Toy, match, tasks
+
+from milr.drafts import Ask, Check, Cost, Draft, Drawn, Forced, Greedy, Latents, Sample, Score, Task
+from milr.searches.base import Problem
+from milr.searches.driver import drive
+from milr.searches.repair import Candidates, Repair, repair, wrong_places
+
+END, GRID, SIZE = 0, 4, 64  # patches of 16 pixels
+SURE = {}  # no alternative worth naming
+SETTINGS = Repair(text_ratio=1.0, reach=0.25)
+
+
+def problem(**changes) -> Problem:
+    return replace(
+        Problem(
+            task=Task("a prompt"),
+            text_logits=lambda latents: latents,
+            image_logits=lambda latents, guidance: latents[:, 0],
+            rng=np.random.default_rng(0),
+            budget=20,
+            threshold=1.0,
+            text_end=END,
+            grid=GRID,
+        ),
+        **changes,
+    )
+
+
+def chances(chosen, others):
+    """One row of logits: `others` maps tokens to probabilities, the chosen token has the rest (almost)."""
+    row = torch.full((10,), 1e-9)
+    for token, chance in others.items():
+        row[token] = chance
+    row[chosen] = 1 - sum(others.values())
+    return row.log()
+
+
+def drawn(text=(3, 4), picture=(1,) * 16, text_doubts=SURE, image_doubts=SURE) -> Drawn:
+    """A drawing of a model that is sure of all its tokens but those in doubt: {position: {token: probability}}."""
+    image = torch.stack([chances(token, image_doubts.get(i, {})) for i, token in enumerate(picture)])
+    return Drawn(
+        reasoning="", text_tokens=text, text_ended=True, image_tokens=picture, image=Image.new("RGB", (SIZE, SIZE)),
+        latents=Latents(
+            text=torch.stack([chances(token, text_doubts.get(i, {})) for i, token in enumerate(text)]),
+            image=image[:, None].expand(-1, 2, -1),
+        ),
+        guidance=1.0, cost=Cost(),
+    )  # fmt: skip
+
+
+def draft(number=0, reward=0.5, checks=(), **of) -> Draft:
+    return Draft(number, Ask(), number, drawn(**of), Score(reward, checks))
+
+
+def next_ask(first: Draft, settings: Repair = SETTINGS) -> Ask:
+    search = repair(problem(), settings)
+    assert next(search) == Ask(Greedy(), Sample(), text_ratio=settings.text_ratio, image_ratio=1.0)
+    return search.send(first)
+
+
+def test_a_misread_prompt_is_read_otherwise():
+    """The obedient drawing of a wrong text has no likely alternative; the text has one."""
+    ask = next_ask(draft(text_doubts={0: {5: 0.2}}, image_doubts={7: {2: 0.01}}))
+    assert ask.text == Forced((5,), then=Sample())
+    assert ask.image == Sample()
+    assert ask.note["odds"] == pytest.approx(0.2 / 0.8)
+
+
+def test_a_wrong_drawing_of_a_sure_text_is_redrawn_there():
+    picture = tuple(range(1, 9)) * 2
+    ask = next_ask(draft(picture=picture, text_doubts={0: {5: 0.05}}, image_doubts={6: {9: 0.4}}))
+    assert ask.text == Forced((3, 4, END))
+    assert ask.image.tokens == (*picture[:6], 9, *picture[7:])
+    # Row 1, column 2 of 4: what follows within one token of it.
+    assert ask.image.free == {7, 9, 10, 11}
+
+
+def test_a_surprising_token_is_blamed_first():
+    """The model would have preferred another token: odds above one."""
+    ask = next_ask(draft(text_doubts={0: {5: 0.45}}, image_doubts={2: {8: 0.9}}))
+    assert (ask.note["move"], ask.note["position"]) == ("image", 2)
+    assert ask.note["odds"] == pytest.approx(9, rel=1e-3)
+
+
+def test_only_what_the_critic_calls_wrong_is_changed():
+    box = (16.0, 32.0, 48.0, 63.0)  # columns 1 and 2 of rows 2 and 3
+    wrong = Check("a red fox in colour", False, (box,))
+    first = draft(checks=(Check("one fox", True), wrong), image_doubts={2: {8: 0.9}, 10: {7: 0.3}})
+    assert wrong_places(first, GRID) == {9, 10, 13, 14}
+    ask = next_ask(first)
+    assert ask.image.tokens[10] == 7
+    # Behind the changed token: the rest of the wrong place and what is near.
+    assert ask.image.free == {11, 13, 14, 15}
+    assert next_ask(first, replace(SETTINGS, use_places=False)).image.tokens[2] == 8
+
+
+def test_a_failed_check_that_points_nowhere_leaves_the_whole_picture_open():
+    missing = Check("two foxes (found 1)", False)
+    pointing = Check("nothing else", False, ((0.0, 0.0, 16.0, 16.0),))
+    assert wrong_places(draft(checks=(missing, pointing)), GRID) is None
+    assert wrong_places(draft(checks=(replace(missing, passed=True), pointing)), GRID) == {0}
+
+
+def test_without_a_better_idea_a_new_draft_is_sampled():
+    ask = next_ask(draft(text_doubts={0: {5: 0.05}}))
+    assert (ask.text, ask.image, ask.note) == (Sample(), Sample(), {"move": "fresh"})
+
+
+def test_an_unjudged_draft_says_nothing_of_its_choices():
+    ask = next_ask(draft(reward=None, text_doubts={0: {5: 0.4}}))
+    assert ask.note == {"move": "fresh"}
+
+
+def test_no_change_is_made_twice_and_what_was_drawn_is_no_change():
+    candidates = Candidates(problem(), replace(SETTINGS, decay=1.0, fresh=0.0))
+    candidates.add(draft(0, text_doubts={1: {5: 0.3, 6: 0.2}}))
+    candidates.add(draft(1, text=(3, 5), text_doubts={1: {4: 0.6, 6: 0.2}}))  # what the first could have said
+    taken = [candidates.take() for _ in range(2)]
+    assert [(one.token, one.position) for one in taken if one and one.odds > 0.01] == [(6, 1)]
+
+
+def test_drafts_far_below_the_best_weigh_less_and_repairs_wear_out():
+    candidates = Candidates(problem(), replace(SETTINGS, kappa=8.0, decay=0.5))
+    candidates.add(draft(0, reward=0.9, text_doubts={0: {5: 0.2, 6: 0.1}}))
+    candidates.add(draft(1, text=(7, 7), reward=0.4, text_doubts={0: {8: 0.3}}))
+    weights = {one.token: candidates.weight(one) for one in candidates.open if one.odds > 0.01}
+    assert weights[5] == pytest.approx(0.2 / 0.7, rel=1e-3)
+    assert weights[8] == pytest.approx(0.3 / 0.7 * math.exp(-4), rel=1e-3)
+    assert candidates.take().token == 5
+    weights = {one.token: candidates.weight(one) for one in candidates.open if one.odds > 0.01}
+    assert weights[6] == pytest.approx(0.1 / 0.7 * 0.5, rel=1e-3)
+
+
+@hypothesis_settings(deadline=None, max_examples=15)
+@given(seed=st.integers(0, 2**31), use_places=st.booleans())
+def test_it_keeps_every_draft_it_changes_as_it_was(seed, use_places):
+    """On a toy model: a text move keeps the words before, an image move the text and all but what it frees."""
+    (found,) = drive(
+        Toy(seed % 50), CountingCritic(match), tasks()[:1], repair, Repair(use_places=use_places, fresh=0.01),
+        seed=seed, budget=12,
+    )  # fmt: skip
+    for one in found.drafts[1:]:
+        note = one.ask.note
+        if note["move"] == "fresh":
+            continue
+        of, position = found.drafts[note["of_draft"]].drawn, note["position"]
+        if note["move"] == "text":
+            assert one.drawn.text_tokens[:position] == of.text_tokens[:position]
+            assert (*one.drawn.text_tokens, 0)[position] != (*of.text_tokens, 0)[position]
+        else:
+            assert one.drawn.text_tokens == of.text_tokens
+            assert one.drawn.image_tokens[position] != of.image_tokens[position]
+            kept = set(range(9)) - one.ask.image.free - {position}
+            assert all(one.drawn.image_tokens[i] == of.image_tokens[i] for i in kept)
