@@ -143,7 +143,7 @@ def test_latents_are_searched_in_float32() -> None:
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_step_size_zero_changes_neither_latents_nor_text(preset: str) -> None:
-    settings = replace(PRESETS[preset], learning_rate=0.0, text_rest="greedy")
+    settings = replace(PRESETS[preset], learning_rate=0.0, text_rest="greedy", text_prefix="arg-max")
     trajectory, seen = run(settings, budget=12)
     assert len({draft.drawn.text_tokens for draft in trajectory.drafts}) == 1
     assert len(seen) == 12
