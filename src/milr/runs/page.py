@@ -134,7 +134,8 @@ def asked_in_words(draft: Mapping[str, Any]) -> str:
     """What the search asked of this draft, e.g. 'reasoning: first 3 tokens chosen, rest greedy'."""
     note = draft["ask"]["note"]
     text, image = (_choice_in_words(draft["ask"][kind], note.get(f"{kind}_searched")) for kind in ("text", "image"))
-    return f"Reasoning {text}; image {image}."
+    why = f"{note['why'][:1].upper()}{note['why'][1:]}. " if "why" in note else ""
+    return f"{why}Reasoning {text}; image {image}."
 
 
 def _choice_in_words(choice: Mapping[str, Any], searched: object) -> str:

@@ -62,23 +62,35 @@ def repair(problem: Problem, settings: Repair) -> Search:
     image = Sample(settings.image_temperature)
     rest = Sample(settings.text_temperature)
     candidates = Candidates(problem, settings)
-    ask = Ask(Greedy(), image)
+    ask = Ask(Greedy(), image, note=_note("first", "the model's own draft"))
     while True:
         draft = yield replace(ask, text_ratio=settings.text_ratio, image_ratio=1.0)
         candidates.add(draft)
         best = candidates.take()
         if best is None:
-            ask = Ask(rest, image, note={"move": "fresh"})
+            ask = Ask(rest, image, note=_note("fresh", "no change is likely enough: a whole new draft"))
             continue
-        note = {"move": best.kind, "of_draft": best.draft.number, "position": best.position, "odds": best.odds}
-        drawn = best.draft.drawn
+        drawn, at, odds = best.draft.drawn, best.position, f"odds {best.odds:.2g}"
         if best.kind == "text":
-            text = (*drawn.text_tokens[: best.position], best.token)
-            ask = Ask(Forced(text, then=rest), image, note=note)
+            note = _note("text", f"another word {at + 1} in the reasoning of draft {best.draft.number} ({odds})", best)
+            ask = Ask(Forced((*drawn.text_tokens[:at], best.token), then=rest), image, note=note)
         else:
-            picture = (*drawn.image_tokens[: best.position], best.token, *drawn.image_tokens[best.position + 1 :])
-            free = _redrawn(best, problem, settings)
-            ask = Ask(Forced(whole_text(drawn, problem.text_end)), Forced(picture, then=image, free=free), note=note)
+            note = _note("image", f"another token {at + 1} in the picture of draft {best.draft.number} ({odds})", best)
+            picture = (*drawn.image_tokens[:at], best.token, *drawn.image_tokens[at + 1 :])
+            changed = Forced(picture, then=image, free=_redrawn(best, problem, settings))
+            ask = Ask(Forced(whole_text(drawn, problem.text_end)), changed, note=note)
+
+
+def _note(move: str, why: str, changed: Candidate | None = None) -> dict[str, object]:
+    """For the record: the move, in words too, and which tokens the search chose."""
+    note: dict[str, object] = {"move": move, "why": why, "text_searched": 0, "image_searched": 0}
+    if changed is not None:
+        note |= {"of_draft": changed.draft.number, "position": changed.position, "odds": changed.odds}
+        if changed.kind == "text":
+            note["text_searched"] = changed.position + 1
+        else:
+            note["image_changed"] = [changed.position]
+    return note
 
 
 @dataclass(frozen=True)
