@@ -134,7 +134,8 @@ def asked_in_words(draft: Mapping[str, Any]) -> str:
     """What the search asked of this draft, e.g. 'reasoning: first 3 tokens chosen, rest greedy'."""
     note = draft["ask"]["note"]
     text, image = (_choice_in_words(draft["ask"][kind], note.get(f"{kind}_searched")) for kind in ("text", "image"))
-    why = f"{note['why'][:1].upper()}{note['why'][1:]}. " if "why" in note else ""
+    why = str(note.get("why", ""))
+    why = f"{why[:1].upper()}{why[1:]}. " if why else ""
     return f"{why}Reasoning {text}; image {image}."
 
 

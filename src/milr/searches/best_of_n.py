@@ -26,6 +26,7 @@ class BestOfN:
     )
     text_temperature: float = setting(1.0, "softmax temperature of sampled text", low=0.01, high=10)
     image_temperature: float = setting(1.0, "softmax temperature of the image tokens (paper: 1)", low=0.01, high=10)
+    guidance: float | None = setting(None, "classifier-free guidance scale; none is the model's own", low=0, high=100)
 
     def __post_init__(self) -> None:
         check(self)
@@ -37,12 +38,12 @@ def best_of_n(problem: Problem, settings: BestOfN) -> Search:
     A greedy text is always the same, so it is written once and then forced: only sampled tokens are charged.
     """
     image = Sample(settings.image_temperature)
-    first = yield Ask(text=Greedy(), image=image)
+    first = yield Ask(text=Greedy(), image=image, guidance=settings.guidance)
     again: Forced | Sample = Sample(settings.text_temperature)
     if settings.text == "greedy":
         again = Forced(whole_text(first.drawn, problem.text_end))
     while True:
-        yield Ask(text=again, image=image)
+        yield Ask(text=again, image=image, guidance=settings.guidance)
 
 
 SETTINGS = BestOfN

@@ -47,6 +47,7 @@ class Repair:
     text_ratio: float = setting(0.3, "share of text tokens that may be changed, lambda_t", low=0, high=1)
     text_temperature: float = setting(1.0, "softmax temperature of sampled text", low=0.01, high=10)
     image_temperature: float = setting(1.0, "softmax temperature of the image tokens (paper: 1)", low=0.01, high=10)
+    guidance: float | None = setting(None, "classifier-free guidance scale; none is the model's own", low=0, high=100)
     fresh: float = setting(0.1, "draw a whole new draft where no candidate weighs more than this", low=0, high=1e9)
     kappa: float = setting(8.0, "how much less the choices of a draft with a lower reward weigh", low=0, high=1e3)
     decay: float = setting(0.7, "factor on the candidates of a draft for each one already tried", low=0, high=1)
@@ -64,7 +65,7 @@ def repair(problem: Problem, settings: Repair) -> Search:
     candidates = Candidates(problem, settings)
     ask = Ask(Greedy(), image, note=_note("first", "the model's own draft"))
     while True:
-        draft = yield replace(ask, text_ratio=settings.text_ratio, image_ratio=1.0)
+        draft = yield replace(ask, text_ratio=settings.text_ratio, image_ratio=1.0, guidance=settings.guidance)
         candidates.add(draft)
         best = candidates.take()
         if best is None:
