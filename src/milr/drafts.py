@@ -7,7 +7,7 @@ critic and no search; it imports nothing of milr.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -196,6 +196,10 @@ class Draft:
     @property
     def reward(self) -> float | None:
         return self.score.value
+
+    def without_latents(self) -> Draft:
+        """The same draft to keep: latents are for the search that asked for them, and weigh megabytes."""
+        return self if self.drawn.latents is None else replace(self, drawn=replace(self.drawn, latents=None))
 
 
 @dataclass(frozen=True)

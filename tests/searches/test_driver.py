@@ -350,9 +350,9 @@ def test_streams_differ_in_every_part() -> None:
 
 def test_a_draft_changed_on_record_keeps_its_recorded_score() -> None:
     (whole,) = drive(Toy(), CountingCritic(match), tasks(), milr, PRESETS["paper"], budget=3)
-    first = replace(whole.drafts[0], score=Score(0.125), drawn=replace(whole.drafts[0].drawn, latents=None))
+    first = replace(whole.drafts[0], score=Score(0.125))
     (again,) = drive(
         Toy(), CountingCritic(match), tasks(), milr, PRESETS["paper"], budget=3, resume={("0", 0): [first]}
     )
     assert again.drafts[0].reward == 0.125
-    assert again.drafts[0].drawn.latents is not None
+    assert [d.drawn.latents for d in again.drafts] == [None] * 3, "kept drafts carry no latents: they are gigabytes"

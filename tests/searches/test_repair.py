@@ -21,7 +21,7 @@ from milr.searches.repair import Candidates, Repair, repair, wrong_places
 
 END, GRID, SIZE = 0, 4, 64  # patches of 16 pixels
 SURE = {}  # no alternative worth naming
-SETTINGS = Repair(text_ratio=1.0, reach=0.25)
+SETTINGS = Repair(text_ratio=1.0, reach=0.25, fresh=0.1)
 
 
 def problem(**changes) -> Problem:
@@ -68,7 +68,7 @@ def draft(number=0, reward=0.5, checks=(), **of) -> Draft:
 
 def next_ask(first: Draft, settings: Repair = SETTINGS) -> Ask:
     search = repair(problem(), settings)
-    assert next(search) == Ask(Greedy(), Sample(), text_ratio=settings.text_ratio, image_ratio=1.0)
+    assert next(search) == Ask(Greedy(), Sample(), text_ratio=1.0, image_ratio=1.0)
     return search.send(first)
 
 
@@ -77,7 +77,7 @@ def test_a_misread_prompt_is_read_otherwise():
     ask = next_ask(draft(text_doubts={0: {5: 0.2}}, image_doubts={7: {2: 0.01}}))
     assert ask.text == Forced((5,), then=Sample())
     assert ask.image == Sample()
-    assert ask.note["odds"] == pytest.approx(0.2 / 0.8)
+    assert ask.note["belief"] == pytest.approx(0.2 / (0.2 + 0.8))
 
 
 def test_a_wrong_drawing_of_a_sure_text_is_redrawn_there():
@@ -90,10 +90,16 @@ def test_a_wrong_drawing_of_a_sure_text_is_redrawn_there():
 
 
 def test_a_surprising_token_is_blamed_first():
-    """The model would have preferred another token: odds above one."""
+    """The model would have preferred another token: a belief above one half."""
     ask = next_ask(draft(text_doubts={0: {5: 0.45}}, image_doubts={2: {8: 0.9}}))
     assert (ask.note["move"], ask.note["position"]) == ("image", 2)
-    assert ask.note["odds"] == pytest.approx(9, rel=1e-3)
+    assert ask.note["belief"] == pytest.approx(0.9)
+
+
+def test_words_behind_the_first_share_weigh_less():
+    first = draft(text=(3, 4), text_doubts={0: {5: 0.2}, 1: {6: 0.4}})
+    assert next_ask(first).text.tokens == (3, 6)
+    assert next_ask(first, replace(SETTINGS, text_ratio=0.5)).text.tokens == (5,)
 
 
 def test_only_what_the_critic_calls_wrong_is_changed():
@@ -126,23 +132,35 @@ def test_an_unjudged_draft_says_nothing_of_its_choices():
 
 
 def test_no_change_is_made_twice_and_what_was_drawn_is_no_change():
-    candidates = Candidates(problem(), replace(SETTINGS, decay=1.0, fresh=0.0))
+    candidates = Candidates(problem(), replace(SETTINGS, decay=1.0, fresh=0.01))
     candidates.add(draft(0, text_doubts={1: {5: 0.3, 6: 0.2}}))
     candidates.add(draft(1, text=(3, 5), text_doubts={1: {4: 0.6, 6: 0.2}}))  # what the first could have said
-    taken = [candidates.take() for _ in range(2)]
-    assert [(one.token, one.position) for one in taken if one and one.odds > 0.01] == [(6, 1)]
+    assert [(one.token, one.position) for one in iter(candidates.take, None)] == [(6, 1)]
 
 
-def test_drafts_far_below_the_best_weigh_less_and_repairs_wear_out():
+def test_drafts_far_below_the_best_weigh_less_and_choices_wear_out():
     candidates = Candidates(problem(), replace(SETTINGS, kappa=8.0, decay=0.5))
-    candidates.add(draft(0, reward=0.9, text_doubts={0: {5: 0.2, 6: 0.1}}))
+    candidates.add(draft(0, reward=0.9, text_doubts={0: {5: 0.2, 6: 0.1}, 1: {9: 0.12}}))
     candidates.add(draft(1, text=(7, 7), reward=0.4, text_doubts={0: {8: 0.3}}))
-    weights = {one.token: candidates.weight(one) for one in candidates.open if one.odds > 0.01}
-    assert weights[5] == pytest.approx(0.2 / 0.7, rel=1e-3)
-    assert weights[8] == pytest.approx(0.3 / 0.7 * math.exp(-4), rel=1e-3)
+
+    def weights():
+        return {one.token: candidates.weight(one) for one in candidates.open if one.belief > 0.01}
+
+    assert weights()[5] == pytest.approx(0.2 / 0.9, rel=1e-3)
+    # Drafts 0 and 1 begin with other words, but choice 0 is the same one: nothing stands before it.
+    assert weights()[8] == pytest.approx(0.3 * math.exp(-4), rel=1e-3)
     assert candidates.take().token == 5
-    weights = {one.token: candidates.weight(one) for one in candidates.open if one.odds > 0.01}
-    assert weights[6] == pytest.approx(0.1 / 0.7 * 0.5, rel=1e-3)
+    assert weights()[6] == pytest.approx(0.1 / 0.8 * 0.5, rel=1e-3)
+    assert weights()[8] == pytest.approx(0.3 * math.exp(-4) * 0.5, rel=1e-3)
+    assert weights()[9] == pytest.approx(0.12, rel=1e-3), "another choice is not worn out"
+
+
+def test_a_place_wears_out_whatever_was_drawn_before_it():
+    candidates = Candidates(problem(), replace(SETTINGS, decay=0.5))
+    candidates.add(draft(0, image_doubts={7: {2: 0.6}}))
+    assert candidates.take().position == 7
+    candidates.add(draft(1, picture=(*(1,) * 7, 2, *(1,) * 8), image_doubts={7: {3: 0.4}}))
+    assert {candidates.weight(one) for one in candidates.open if one.belief > 0.01} == {pytest.approx(0.2, rel=1e-3)}
 
 
 @hypothesis_settings(deadline=None, max_examples=15)

@@ -305,6 +305,7 @@ class Lane:
             self.ask = self.asks.send(draft)  # the very last draft too: the search may have a choice to make
         except StopIteration as stop:
             exhausted, choice = True, stop.value
+        draft = self.drafts[-1] = draft.without_latents()
         if draft.reward is not None and draft.reward >= self.threshold:
             self.stopped = "threshold"
         elif _abstentions(self.drafts) >= ABSTENTIONS_IN_A_ROW:

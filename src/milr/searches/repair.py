@@ -2,14 +2,16 @@
 
     A draft is a chain of choices x_1 ... x_n, text tokens first, then image tokens; behind each stands a latent z_i,
     and p_i = softmax(head(z_i)) says what the model would rather have chosen, or nearly chose. If the draft fails and
-    one choice is to blame, the odds that it is choice i, and that a is what it should have been, are
+    choice i is to blame, the model's own belief that it should have been a is
 
-        odds(i, a) = p_i(a) / p_i(x_i)                    one space for text and image, as in MILR
+        q(i, a) = p_i(a) / (p_i(a) + p_i(x_i))            one space for text and image, as in MILR
 
     Every draft adds such candidates; the one of the highest weight is drawn next, and none twice:
 
-        weight = odds(i, a) * exp(-kappa (R_best - R)) * decay^n     R: the draft's reward, n: its repairs so far
-                 or 0 for an image token that lies outside what the critic calls wrong
+        weight = q(i, a) * exp(-kappa (R_best - R)) * decay^n
+                 R: the draft's reward; n: how often this choice, with the same before it, was changed already
+                 * tail, for a word behind the first lambda_t of the text
+                 * 0, for an image token outside what the critic calls wrong
 
     A text candidate keeps the words before i and the model writes on; an image candidate keeps the text and every
     image token but those near i, or in the places that the critic calls wrong. Where no weight exceeds `fresh`, a
@@ -26,6 +28,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -44,15 +47,19 @@ ALTERNATIVES = 8  # candidates kept for each choice: the most probable ones
 class Repair:
     """Settings of `repair`."""
 
-    text_ratio: float = setting(0.3, "share of text tokens that may be changed, lambda_t", low=0, high=1)
+    text_ratio: float = setting(0.3, "first share of the text, lambda_t, whose words weigh fully", low=0, high=1)
+    tail: float = setting(0.1, "factor on candidates behind it", low=0, high=1)
+    image_ratio: float = setting(1.0, "share of image tokens that may be changed, lambda_v", low=0, high=1)
     text_temperature: float = setting(1.0, "softmax temperature of sampled text", low=0.01, high=10)
     image_temperature: float = setting(1.0, "softmax temperature of the image tokens (paper: 1)", low=0.01, high=10)
     guidance: float | None = setting(None, "classifier-free guidance scale; none is the model's own", low=0, high=100)
-    fresh: float = setting(0.1, "draw a whole new draft where no candidate weighs more than this", low=0, high=1e9)
+    fresh: float = setting(0.03, "draw a whole new draft where no candidate weighs more than this", low=0, high=1e9)
     kappa: float = setting(8.0, "how much less the choices of a draft with a lower reward weigh", low=0, high=1e3)
-    decay: float = setting(0.7, "factor on the candidates of a draft for each one already tried", low=0, high=1)
+    decay: float = setting(0.5, "factor on the candidates of a choice for each one already tried", low=0, high=1)
     reach: float = setting(0.125, "how far around a changed token to redraw, in image sides", low=0, high=1)
     use_places: bool = setting(True, "change only what the critic calls wrong, where it says so")
+    rank: Literal["odds", "random"] = setting("odds", "which candidate first; random is there to be compared with")
+    remember: bool = setting(True, "make no change twice; false is there to be compared with")
 
     def __post_init__(self) -> None:
         check(self)
@@ -65,18 +72,27 @@ def repair(problem: Problem, settings: Repair) -> Search:
     candidates = Candidates(problem, settings)
     ask = Ask(Greedy(), image, note=_note("first", "the model's own draft"))
     while True:
-        draft = yield replace(ask, text_ratio=settings.text_ratio, image_ratio=1.0, guidance=settings.guidance)
+        draft = yield replace(
+            ask,
+            text_ratio=1.0 if settings.tail else settings.text_ratio,
+            image_ratio=settings.image_ratio,
+            guidance=settings.guidance,
+        )
         candidates.add(draft)
         best = candidates.take()
         if best is None:
             ask = Ask(rest, image, note=_note("fresh", "no change is likely enough: a whole new draft"))
             continue
-        drawn, at, odds = best.draft.drawn, best.position, f"odds {best.odds:.2g}"
+        drawn, at, belief = best.draft.drawn, best.position, f"belief {best.belief:.2g}"
         if best.kind == "text":
-            note = _note("text", f"another word {at + 1} in the reasoning of draft {best.draft.number} ({odds})", best)
+            note = _note(
+                "text", f"another word {at + 1} in the reasoning of draft {best.draft.number} ({belief})", best
+            )
             ask = Ask(Forced((*drawn.text_tokens[:at], best.token), then=rest), image, note=note)
         else:
-            note = _note("image", f"another token {at + 1} in the picture of draft {best.draft.number} ({odds})", best)
+            note = _note(
+                "image", f"another token {at + 1} in the picture of draft {best.draft.number} ({belief})", best
+            )
             picture = (*drawn.image_tokens[:at], best.token, *drawn.image_tokens[at + 1 :])
             changed = Forced(picture, then=image, free=_redrawn(best, problem, settings))
             ask = Ask(Forced(whole_text(drawn, problem.text_end)), changed, note=note)
@@ -86,7 +102,7 @@ def _note(move: str, why: str, changed: Candidate | None = None) -> dict[str, ob
     """For the record: the move, in words too, and which tokens the search chose."""
     note: dict[str, object] = {"move": move, "why": why, "text_searched": 0, "image_searched": 0}
     if changed is not None:
-        note |= {"of_draft": changed.draft.number, "position": changed.position, "odds": changed.odds}
+        note |= {"of_draft": changed.draft.number, "position": changed.position, "belief": changed.belief}
         if changed.kind == "text":
             note["text_searched"] = changed.position + 1
         else:
@@ -96,13 +112,15 @@ def _note(move: str, why: str, changed: Candidate | None = None) -> dict[str, ob
 
 @dataclass(frozen=True)
 class Candidate:
-    """Another token at one position of a draft. Candidates of one key are one change: same choices before it."""
+    """Another token at one position of a draft. `site` stands for the choice (what was chosen before it), `key` for
+    the change: the site and the new token."""
 
     draft: Draft
     kind: str  # 'text' or 'image'
     position: int
     token: int
-    odds: float
+    belief: float
+    site: int
     key: int
 
 
@@ -113,7 +131,7 @@ class Candidates:
         self.problem, self.settings = problem, settings
         self.open: list[Candidate] = []
         self.tried: set[int] = set()
-        self.repairs: Counter[tuple[int, str]] = Counter()
+        self.changed: Counter[int] = Counter()
         self.best_reward = 0.0
 
     def add(self, draft: Draft) -> None:
@@ -128,30 +146,41 @@ class Candidates:
             return
         self.best_reward = max(self.best_reward, draft.reward)
         places = wrong_places(draft, self.problem.grid) if self.settings.use_places else None
-        text_logits = self.problem.text_logits(drawn.latents.text) / self.settings.text_temperature
-        for i, token, odds in _alternatives(text_logits, text):
-            self.open.append(Candidate(draft, "text", i, token, odds, hash((text_keys[i], token))))
-        image_logits = self.problem.image_logits(drawn.latents.image, drawn.guidance) / self.settings.image_temperature
-        for i, token, odds in _alternatives(image_logits, picture):
+        found = []
+        draft = draft.without_latents()
+        sure = math.ceil(self.settings.text_ratio * len(drawn.text_tokens))
+        for i, token, belief in _alternatives(self.problem.text_logits(drawn.latents.text), text):
+            belief *= 1.0 if i < sure else self.settings.tail
+            found.append(Candidate(draft, "text", i, token, belief, text_keys[i], hash((text_keys[i], token))))
+        image_logits = self.problem.image_logits(drawn.latents.image, drawn.guidance)
+        for i, token, belief in _alternatives(image_logits, picture):
             if places is None or i in places:
-                self.open.append(Candidate(draft, "image", i, token, odds, hash((image_keys[i], token))))
+                site = hash((drawn.text_tokens, i))  # whatever was drawn before: one place, one text
+                found.append(Candidate(draft, "image", i, token, belief, site, hash((image_keys[i], token))))
+        if self.settings.rank == "random":
+            found = [
+                replace(one, belief=float(luck))
+                for one, luck in zip(found, self.problem.rng.random(len(found)), strict=True)
+            ]
+        self.open += found
 
     def take(self) -> Candidate | None:
         """The candidate of the highest weight, which then counts as tried; None where a new draft is worth more."""
-        self.open = [candidate for candidate in self.open if candidate.key not in self.tried]
+        if self.settings.remember:
+            self.open = [candidate for candidate in self.open if candidate.key not in self.tried]
         best = max(self.open, key=self.weight, default=None)
         if best is None or self.weight(best) <= self.settings.fresh:
             return None
         self.tried.add(best.key)
-        self.repairs[best.draft.number, best.kind] += 1
+        self.changed[best.site] += 1
         return best
 
     def weight(self, candidate: Candidate) -> float:
-        """odds(i, a) * exp(-kappa (R_best - R)) * decay^n."""
+        """q(i, a) * exp(-kappa (R_best - R)) * decay^n."""
         assert candidate.draft.reward is not None
         behind = self.best_reward - candidate.draft.reward
-        tried = self.repairs[candidate.draft.number, candidate.kind]
-        return candidate.odds * math.exp(-self.settings.kappa * behind) * self.settings.decay**tried
+        tried = self.changed[candidate.site]
+        return candidate.belief * math.exp(-self.settings.kappa * behind) * self.settings.decay**tried
 
 
 def _keys(start: int, tokens: Sequence[int]) -> list[int]:
@@ -160,12 +189,12 @@ def _keys(start: int, tokens: Sequence[int]) -> list[int]:
 
 
 def _alternatives(logits: Tensor, chosen: Sequence[int]) -> Iterator[tuple[int, int, float]]:
-    """(position, token, odds) of the most probable tokens that were not chosen. logits: [T, V]."""
+    """(position, token, q) of the most probable tokens that were not chosen. logits: [T, V]."""
     if len(logits) == 0:
         return
     kept = torch.tensor(chosen[: len(logits)], device=logits.device)[:, None]
-    odds = (logits - logits.gather(1, kept)).exp().scatter(1, kept, 0.0)
-    values, tokens = odds.topk(min(ALTERNATIVES, odds.shape[1]), dim=1)
+    beliefs = (logits - logits.gather(1, kept)).sigmoid().scatter(1, kept, 0.0)  # p_a / (p_a + p_x)
+    values, tokens = beliefs.topk(min(ALTERNATIVES, beliefs.shape[1]), dim=1)
     for i, (row, names) in enumerate(zip(values.tolist(), tokens.tolist(), strict=True)):
         yield from ((i, token, value) for value, token in zip(row, names, strict=True))
 
