@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from milr.critics.noise import NoiseCritic
 from milr.critics.scene import SceneCritic
+from milr.critics.scene_blind import SceneBlindCritic
 from milr.critics.scene_lite import SceneLiteCritic
+from milr.critics.scene_noisy import SceneNoisyCritic
 from milr.drafts import Task
 from milr.lab.curriculum import CATEGORIES, contradict, make_item
 from milr.lab.detector import check, look_at
@@ -116,3 +119,33 @@ def test_scene_lite_can_be_hacked_and_scene_cannot():
     assert (SceneCritic().score([hack], [task])[0].value or 0) < 0.5
     bare = picture(("car", "red", 1))
     assert SceneLiteCritic().score([bare], [task])[0].value == 0.5
+
+
+def test_scene_blind_sees_all_but_colours():
+    task = Task("two red foxes above a blue car")
+    miscoloured = picture(("fox", "blue", 0), ("fox", None, 1), ("car", "red", 7))
+    assert SceneBlindCritic().score([miscoloured], [task])[0].value == 1
+    (score,) = SceneBlindCritic().score([picture(("fox", "blue", 0), ("car", "red", 7))], [task])
+    assert [c.text for c in score.checks if not c.passed] == ["two foxes (found 1)"]
+
+
+def test_scene_noisy_turns_a_tenth_of_the_checks_round_and_sticks_to_it():
+    rng = random.Random("noisy")
+    items = [make_item(CATEGORIES[number % len(CATEGORIES)], rng) for number in range(300)]
+    tasks = [Task(item.prompt) for item in items]
+    pages = [to_image(render(lay_out(item.meaning, rng))) for item in items]
+    scores = SceneNoisyCritic().score(pages, tasks)
+    turned = [not c.passed for score in scores for c in score.checks]
+    assert 0.07 < np.mean(turned) < 0.13
+    assert SceneNoisyCritic().score(pages, tasks) == scores
+
+
+def test_noise_is_uniform_fixed_and_blind():
+    pages = [picture(("fox", None, cell)) for cell in range(9)]
+    tasks = [Task(f"prompt {number}") for number in range(60)]
+    values = [s.value for task in tasks for s in NoiseCritic().score(pages, [task] * 9)]
+    assert len(set(values)) == len(values)
+    assert min(values) >= 0
+    assert max(values) < 1
+    assert abs(np.mean(values) - 0.5) < 0.05
+    assert [s.value for s in NoiseCritic().score(pages, [tasks[0]] * 9)] == values[:9]
