@@ -525,6 +525,9 @@ def lab_train(
     draw_steps: Annotated[
         int | None, typer.Option(min=1, help="Steps of its drawing stage.", show_default="recipe")
     ] = None,
+    ask_steps: Annotated[
+        int | None, typer.Option(min=1, help="Steps of its stage of questions.", show_default="recipe")
+    ] = None,
     prompts: Annotated[int, typer.Option(min=1, help="Test prompts of the card.")] = 600,
     seed: Annotated[int, typer.Option(help="Seed of weights and data.")] = 0,
     threads: Annotated[int, typer.Option(min=0, help="Processor threads; 0 is all.")] = 0,
@@ -533,7 +536,10 @@ def lab_train(
     """Train the embedded model from scratch; killed, the same command goes on where it stopped."""
     from milr.lab.train import Recipe, train
 
-    asked = {"vq_steps": vq_steps, "eye_steps": eye_steps, "lm_steps": lm_steps, "draw_steps": draw_steps}
+    asked = {
+        "vq_steps": vq_steps, "eye_steps": eye_steps, "lm_steps": lm_steps, "draw_steps": draw_steps,
+        "ask_steps": ask_steps,
+    }  # fmt: skip
     recipe = Recipe(**{name: steps for name, steps in asked.items() if steps is not None}, seed=seed, threads=threads)
     print(train(out, recipe, device, tell=lambda line: print(line, file=sys.stderr, flush=True), prompts=prompts))
 

@@ -219,14 +219,20 @@ def test_the_whole_recipe_makes_a_checkpoint_and_a_card(tmp_path, monkeypatch):
         lambda recipe: {stage: replace(plan, diet=FEW) for stage, plan in plans(recipe).items()},
     )
     lines = []
-    recipe = Recipe(vq_steps=1, eye_steps=1, lm_steps=2, draw_steps=1)
+    recipe = Recipe(vq_steps=1, eye_steps=1, lm_steps=2, draw_steps=1, ask_steps=1)
     checkpoint = train(tmp_path / "out", recipe, tell=lines.append, prompts=0)
     assert (checkpoint / "model.safetensors").exists()
     assert (tmp_path / "out" / "curves.png").exists()
     card = (tmp_path / "out" / "card.md").read_text()
     assert "| language model | 2 |" in card
     assert "| drawing | 1 |" in card
+    assert "| asking | 1 |" in card
     assert json.loads((tmp_path / "out" / "card.json").read_text())["recipe"]["lm_steps"] == 2
     assert any("min left" in line for line in lines)
     with pytest.raises(UserError, match="another recipe"):
-        train(tmp_path / "out", Recipe(vq_steps=2, eye_steps=1, lm_steps=2, draw_steps=1), tell=lines.append, prompts=0)
+        train(
+            tmp_path / "out",
+            Recipe(vq_steps=2, eye_steps=1, lm_steps=2, draw_steps=1, ask_steps=1),
+            tell=lines.append,
+            prompts=0,
+        )

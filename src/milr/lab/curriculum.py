@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import random
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from milr.drafts import Task
@@ -291,6 +292,7 @@ MIX = {
     "single": 0.05, "two": 0.09, "counting": 0.08, COLOURED_COUNTING: 0.05, "colours": 0.06,
     "position": 0.13, "attribute": 0.12, "riddle": 0.15, "composition": 0.27,
 }  # fmt: skip
+EVEN = dict.fromkeys(CATEGORIES, 1 / len(CATEGORIES))
 CONTRADICTED = 0.25  # share of samples whose reading says something else than the prompt, to teach obedience
 RIDDLES_ELSEWHERE = 0.06
 
@@ -338,10 +340,10 @@ def contradict(meaning: Meaning, rng: random.Random) -> Meaning:
     return replace(meaning, groups=tuple(groups))
 
 
-def training_item(rng: random.Random, riddles: float) -> Item:
+def training_item(rng: random.Random, riddles: float, mix: Mapping[str, float] = MIX) -> Item:
     """A random prompt of the training mix, never a test prompt."""
     while True:
-        item = make_item(rng.choices(list(MIX), list(MIX.values()))[0], rng, riddles)
+        item = make_item(rng.choices(list(mix), list(mix.values()))[0], rng, riddles)
         if not is_test_prompt(item.prompt):
             return item
 

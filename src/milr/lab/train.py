@@ -29,12 +29,20 @@ from milr.lab.curriculum import CONTRADICTED, LORE_TOLD_WRONG, MIX, unseen_items
 from milr.lab.model import WIDTH, make_model, make_tokenizer, save_checkpoint
 from milr.lab.optimizers import load_state
 from milr.lab.train_eye import EYE_PAGES, train_eye
-from milr.lab.train_lm import CALIBRATED, DRAWING, QUESTIONS_PER_PAGE, LmPlan, train_lm
+from milr.lab.train_lm import (
+    ASKING,
+    CALIBRATED,
+    DRAWING,
+    QUESTIONS_PER_PAGE,
+    RECALIBRATED,
+    LmPlan,
+    train_lm,
+)
 from milr.lab.train_vq import PAGES_PER_STEP, train_vq
 from milr.lab.train_vq import measure as measure_vq
 
 Tell = Callable[[str], None]
-STATES = {"image tokenizer": "vq.pt", "language model": "lm.pt", "drawing": "draw.pt"}
+STATES = {"image tokenizer": "vq.pt", "language model": "lm.pt", "drawing": "draw.pt", "asking": "ask.pt"}
 
 
 @dataclass(frozen=True)
@@ -44,7 +52,8 @@ class Recipe:
     vq_steps: int = 1400
     eye_steps: int = 600
     lm_steps: int = 2500
-    draw_steps: int = 900
+    draw_steps: int = 700
+    ask_steps: int = 600
     seed: int = 0
     threads: int = 0  # 0 = all cores
 
@@ -105,11 +114,21 @@ def train(out: Path, recipe: Recipe = Recipe(), device: str = "auto", tell: Tell
 
 
 def plans(recipe: Recipe) -> dict[str, LmPlan]:
-    """The stages of the language model: reading first of all, then drawing."""
+    """The stages of the language model: reading first of all, then drawing, then seeing."""
     return {
         "language model": LmPlan(recipe.lm_steps, recipe.seed),
         "drawing": LmPlan(
             recipe.draw_steps, recipe.seed, data="drawing", diet=DRAWING, errors=CALIBRATED, rate=0.5, hold=0.0
+        ),
+        "asking": LmPlan(
+            recipe.ask_steps,
+            recipe.seed,
+            data="asking",
+            diet=ASKING,
+            errors=RECALIBRATED,
+            rate=0.8,
+            hold=0.2,
+            even_pages=True,
         ),
     }
 
