@@ -10,7 +10,7 @@ import torch
 from milr.drafts import UserError
 from milr.lab.codes import CODES, TOKENS
 from milr.lab.curriculum import (
-    CATEGORIES,
+    MIX,
     DrawingErrors,
     Item,
     is_test_prompt,
@@ -82,7 +82,7 @@ def test_lore_told_wrong_is_found_at_its_own_rate():
 
 def test_most_pictures_show_their_text_and_errors_are_of_every_kind():
     rng = random.Random(2)
-    shown = {category: [] for category in CATEGORIES}
+    shown = {category: [] for category in MIX}
     for _ in range(6000):
         sample = training_sample(rng, DrawingErrors())
         if not sample.plan_is_taught:

@@ -53,7 +53,7 @@ class Recipe:
     eye_steps: int = 600
     lm_steps: int = 2500
     draw_steps: int = 700
-    ask_steps: int = 600
+    ask_steps: int = 800
     seed: int = 0
     threads: int = 0  # 0 = all cores
 
@@ -126,8 +126,8 @@ def plans(recipe: Recipe) -> dict[str, LmPlan]:
             data="asking",
             diet=ASKING,
             errors=RECALIBRATED,
-            rate=0.8,
-            hold=0.2,
+            rate=0.6,
+            hold=0.3,
             even_pages=True,
         ),
     }

@@ -33,6 +33,7 @@ METHODS = (
     Method("milr official", "milr", "official", returns_last=True),
     Method("milr text only", "milr", "text-only"),
     Method("milr image only", "milr", "image-only"),
+    Method("repair", "repair"),
 )
 
 
