@@ -1,13 +1,13 @@
 # Everything starts here: each target installs what it needs into .venv first, and is quick the second time.
 PYTHON ?= python3
-PROMPT ?= the animal that says moo in a blue frame
+PROMPT ?= three yellow cats above a red bus
 BIN := .venv/bin
 STAMP := .venv/.installed
 
 .PHONY: demo test test-slow compare lint install clean
 
 demo: $(STAMP)  ## draw a hard prompt with the embedded model
-	$(BIN)/milr generate "$(PROMPT)" --preset sampled-rest --out out/demo --overwrite
+	$(BIN)/milr generate "$(PROMPT)" --search repair --out out/demo --overwrite
 
 test: lint  ## lint, types, tests
 	$(BIN)/pytest -q

@@ -56,8 +56,8 @@ def test_transformers_own_class_draws_with_it(lab):
 
 # Measured on 600 prompts, less three standard errors of the 20 prompts that a category has here.
 LEAST = {
-    "single": 0.85, "two": 0.80, "counting": 0.55, "colours": 0.80, "position": 0.65, "attribute": 0.70,
-    "riddle": 0.10, "composition": 0.0, "all": 0.66,
+    "single": 0.85, "two": 0.65, "counting": 0.40, "colours": 0.75, "position": 0.30, "attribute": 0.35,
+    "riddle": 0.10, "composition": 0.2, "all": 0.58,
 }  # fmt: skip
 
 
@@ -65,19 +65,20 @@ def test_success_by_category(measured):
     success = {category: row["success"]["share"] for category, row in measured.items() if isinstance(row, dict)}
     assert {category: share for category, share in success.items() if share < LEAST[category]} == {}
     assert success["riddle"] <= 0.8  # it knows some lore, not all
-    assert success["composition"] <= 0.6
+    assert success["composition"] <= 0.75
+    assert success["all"] <= 0.82  # or there would be nothing to search for
 
 
 def test_it_fails_in_both_ways(lab, measured):
     assert measured["wrong_reading"] >= 10
-    assert measured["wrong_drawing"] >= 5
+    assert measured["wrong_drawing"] >= 10
     chances = plan_probability(lab, measured["misread"])
     assert sum(0.01 <= chance <= 0.5 for chance in chances) >= len(chances) / 3  # a search can find the right plan
 
 
 def test_the_picture_follows_the_reasoning_even_against_the_prompt(lab):
     obeyed = obedience(lab, unseen_items(120, SEED + 1))
-    assert obeyed["changed_thing"]["share"] >= 0.8
+    assert obeyed["changed_thing"]["share"] >= 0.75
     assert obeyed["prompt_wins"]["share"] <= 0.05
 
 
@@ -87,8 +88,8 @@ def test_its_hand_draws_true_tokens_exactly(lab):
 
 def test_it_sees_what_it_is_asked_about(lab):
     answers = understanding(lab, 160, SEED)
-    assert answers["clean_pages"]["balanced_accuracy"] >= 0.82
-    assert answers["decoded_pages"]["balanced_accuracy"] >= 0.82
+    assert answers["clean_pages"]["balanced_accuracy"] >= 0.77
+    assert answers["decoded_pages"]["balanced_accuracy"] >= 0.77
 
 
 def test_it_writes_its_world_and_ends(lab):
