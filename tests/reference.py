@@ -175,12 +175,12 @@ def search(
             if position < len(text) and moves_text:
                 logits = janus.text_logits(latent)
                 token = int(logits.argmax()) if credits_most_probable else text[position]
-                log_p = log_p + torch.log_softmax(logits, -1)[token]
+                log_p = log_p + torch.log_softmax(logits.double(), -1)[token]
         for position, latents in enumerate(z_image):
             if moves_image:
                 logits = janus.image_logits(latents)
                 token = int(logits.argmax()) if credits_most_probable else image[position]
-                log_p = log_p + torch.log_softmax(logits, -1)[token]
+                log_p = log_p + torch.log_softmax(logits.double(), -1)[token]
         adam_text.zero_grad()
         adam_image.zero_grad()
         before = sum(rewards) / len(rewards) if mean_baseline else 0.0

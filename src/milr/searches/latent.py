@@ -173,7 +173,9 @@ class SearchedLatents:
     def gradient(self, tokens: Sequence[int]) -> Tensor:
         """grad_z log p(tokens | z), of the shape of z. Fewer tokens than latents: a text that ended early."""
         with torch.enable_grad():
-            log_probs = torch.log_softmax(self.logits(self.values)[: len(tokens)], dim=-1)
+            # float64: of a token of probability 0.999999, float32 leaves the gradient 1 - p little but rounding,
+            # which Adam then scales up to whole steps.
+            log_probs = torch.log_softmax(self.logits(self.values)[: len(tokens)].double(), dim=-1)
             chosen = torch.tensor(tokens, dtype=torch.long, device=log_probs.device)[:, None]
             (gradient,) = torch.autograd.grad(log_probs.gather(-1, chosen).sum(), self.values)
         return gradient
