@@ -12,13 +12,15 @@ def wilson(successes: int, trials: int) -> tuple[float, float]:
     """The 95 % Wilson score interval of a share (Wilson 1927): sound near 0 and 1, where the usual one is not."""
     if not 0 <= successes <= trials or trials < 1:
         raise ValueError(f"{successes} successes of {trials} trials")
-    share = successes / trials
+    low, high = _score_interval(successes / trials, trials)
+    return low if successes > 0 else 0.0, high if successes < trials else 1.0  # exactly, without rounding errors
+
+
+def _score_interval(share: float, trials: float) -> tuple[float, float]:
+    scale = 1 + Z95**2 / trials
     centre = share + Z95**2 / (2 * trials)
     spread = Z95 * math.sqrt(share * (1 - share) / trials + Z95**2 / (4 * trials**2))
-    scale = 1 + Z95**2 / trials
-    low = (centre - spread) / scale if successes > 0 else 0.0  # exactly, without rounding errors
-    high = (centre + spread) / scale if successes < trials else 1.0
-    return low, high
+    return (centre - spread) / scale, (centre + spread) / scale
 
 
 def sign_test(won: int, lost: int) -> float:
@@ -43,10 +45,7 @@ def clustered_share(shares: Sequence[float], seeds: int) -> tuple[float, float, 
         return share, low, high
     variance = sum((s - share) ** 2 for s in shares) / (prompts - 1) / prompts if prompts > 1 else 0.0
     effective = min(trials, share * (1 - share) / variance) if variance > 0 else prompts
-    scale = 1 + Z95**2 / effective
-    centre = share + Z95**2 / (2 * effective)
-    spread = Z95 * math.sqrt(share * (1 - share) / effective + Z95**2 / (4 * effective**2))
-    return share, (centre - spread) / scale, (centre + spread) / scale
+    return share, *_score_interval(share, effective)
 
 
 def paired_means(differences: Sequence[float]) -> tuple[float, float, float]:

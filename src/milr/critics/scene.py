@@ -20,21 +20,6 @@ NAME = "scene"
 SUMMARY = "Oracle of the lab world: the share of checks a page satisfies, with what is wrong, in words and boxes"
 
 
-def judge_pages(
-    images: Sequence[Image], tasks: Sequence[Task], checks_of: Callable[[Meaning, Page], tuple[Check, ...]]
-) -> list[Score]:
-    """The share of the checks that each page passes; an abstention for a prompt that means nothing in this world."""
-    scores = []
-    for page, task in zip(look_at(images), tasks, strict=True):
-        parsed = parse(task.prompt)
-        if parsed.meaning is None:
-            scores.append(Score(None, reason=parsed.reason))
-            continue
-        checks = checks_of(parsed.meaning, page)
-        scores.append(Score(sum(c.passed for c in checks) / len(checks), checks))
-    return scores
-
-
 def why_not(prompt: str) -> str | None:
     """Why a critic of this world cannot judge a prompt, or None if it can."""
     parsed = parse(prompt)
@@ -42,14 +27,26 @@ def why_not(prompt: str) -> str | None:
 
 
 class SceneCritic:
-    """Score = share of the prompt's checks that the page satisfies; 1 means that every one does."""
+    """Score = share of the prompt's checks that the page satisfies; 1 means that every one does.
+
+    A critic of the same world that looks at other things has `checks_of` of its own.
+    """
 
     name = NAME
+    checks_of: Callable[[Meaning, Page], tuple[Check, ...]] = staticmethod(check)
     why_not = staticmethod(why_not)
 
     def score(self, images: Sequence[Image], tasks: Sequence[Task]) -> list[Score]:
         """Abstains on a prompt that it cannot turn into checks."""
-        return judge_pages(images, tasks, check)
+        scores = []
+        for page, task in zip(look_at(images), tasks, strict=True):
+            parsed = parse(task.prompt)
+            if parsed.meaning is None:
+                scores.append(Score(None, reason=parsed.reason))
+                continue
+            checks = self.checks_of(parsed.meaning, page)
+            scores.append(Score(sum(c.passed for c in checks) / len(checks), checks))
+        return scores
 
 
 def make(backbone: Backbone) -> Critic:

@@ -5,18 +5,15 @@ Everything else it judges as `scene` does, so its reward of 1 is honest but for 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from milr.critics.base import Critic
-from milr.critics.scene import judge_pages, why_not
-from milr.drafts import Check, Score, Task
+from milr.critics.scene import SceneCritic
+from milr.drafts import Check
 from milr.lab.detector import Page, check
 from milr.lab.world import Meaning
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from milr.backbones.base import Backbone
 
 NAME = "scene-blind"
@@ -28,15 +25,11 @@ def all_but_colours(meaning: Meaning, page: Page) -> tuple[Check, ...]:
     return tuple(found for found in check(meaning, page) if not found.text.endswith(" in colour"))
 
 
-class SceneBlindCritic:
+class SceneBlindCritic(SceneCritic):
     """Score = share of the checks that pass, colours left out."""
 
     name = NAME
-    why_not = staticmethod(why_not)
-
-    def score(self, images: Sequence[Image], tasks: Sequence[Task]) -> list[Score]:
-        """Abstains on a prompt that it cannot turn into checks."""
-        return judge_pages(images, tasks, all_but_colours)
+    checks_of = staticmethod(all_but_colours)
 
 
 def make(backbone: Backbone) -> Critic:

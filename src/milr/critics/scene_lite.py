@@ -7,18 +7,15 @@ A search that climbs it can reach 1 with a wrong picture; a held-out `scene` sho
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from milr.critics.base import Critic
-from milr.critics.scene import judge_pages, why_not
-from milr.drafts import Check, Score, Task
+from milr.critics.scene import SceneCritic
+from milr.drafts import Check
 from milr.lab.detector import Page
 from milr.lab.world import Meaning
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from milr.backbones.base import Backbone
 
 NAME = "scene-lite"
@@ -32,15 +29,11 @@ def words_somewhere(meaning: Meaning, page: Page) -> tuple[Check, ...]:
     return tuple(Check(f"'{word}' somewhere", word in there) for word in words)
 
 
-class SceneLiteCritic:
+class SceneLiteCritic(SceneCritic):
     """Score = share of the prompt's nouns and colours that are anywhere on the page."""
 
     name = NAME
-    why_not = staticmethod(why_not)
-
-    def score(self, images: Sequence[Image], tasks: Sequence[Task]) -> list[Score]:
-        """Abstains on a prompt that it cannot turn into checks."""
-        return judge_pages(images, tasks, words_somewhere)
+    checks_of = staticmethod(words_somewhere)
 
 
 def make(backbone: Backbone) -> Critic:

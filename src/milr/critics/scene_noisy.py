@@ -6,20 +6,17 @@ so drawing it again helps nobody, and a search that collects lucky pictures is f
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from milr.critics.base import Critic
-from milr.critics.scene import judge_pages, why_not
-from milr.drafts import Check, Score, Task
+from milr.critics.scene import SceneCritic
+from milr.drafts import Check
 from milr.lab.curriculum import chance
 from milr.lab.detector import Page, check
 from milr.lab.world import Meaning
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from milr.backbones.base import Backbone
 
 NAME = "scene-noisy"
@@ -37,15 +34,11 @@ def turned_round(meaning: Meaning, page: Page) -> tuple[Check, ...]:
     )
 
 
-class SceneNoisyCritic:
+class SceneNoisyCritic(SceneCritic):
     """Score = share of the checks that pass, a tenth of them turned round."""
 
     name = NAME
-    why_not = staticmethod(why_not)
-
-    def score(self, images: Sequence[Image], tasks: Sequence[Task]) -> list[Score]:
-        """Abstains on a prompt that it cannot turn into checks."""
-        return judge_pages(images, tasks, turned_round)
+    checks_of = staticmethod(turned_round)
 
 
 def make(backbone: Backbone) -> Critic:
