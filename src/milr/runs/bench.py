@@ -84,8 +84,8 @@ def bench(
     searches = len(tasks) * seeds
     with Journal(folder / "journal.jsonl", head) as journal:
         for method in methods:
-            known = journal.finished(method)
-            left = [task for task in tasks if not all((task.id, index) in known for index in range(seeds))]
+            finished = journal.finished(method)
+            left = [task for task in tasks if not all((task.id, index) in finished for index in range(seeds))]
             plan = plans[method.name]
             count = searches - len(left) * seeds
             if tell is not None:
@@ -94,23 +94,18 @@ def bench(
                 backbone, judge, left, plan.search, plan.settings, name=method.search, budget=budget, seed=seed,
                 seeds=seeds, held_out=others, batch=SEARCHES_AT_ONCE,
             )  # fmt: skip
-
-            def keep(trajectory: Trajectory, method: Method = method, known: set[tuple[str, int]] = known) -> None:
-                if (trajectory.task.id, trajectory.seed_index) not in known:
-                    journal.add(_outcome(method, trajectory))
-
             try:
                 for trajectory in trajectories:
-                    keep(trajectory)
+                    journal.add(_outcome(method, trajectory))
                     count += 1
                     if tell is not None:
                         tell(method.name, count, searches)
             except Interrupted as stop:
                 for trajectory in stop.trajectories:
                     if trajectory.stopped != "interrupted":
-                        keep(trajectory)
+                        journal.add(_outcome(method, trajectory))
                 raise
-        outcomes = journal.outcomes
+        outcomes = list(journal.outcomes.values())
     report = make_report(outcomes, methods, tasks, {**head, "versions": versions(), **(about or {})}, baseline)
     write_atomically(folder / "report.json", (json.dumps(report, indent=2) + "\n").encode())
     write_atomically(folder / "report.md", to_markdown(report).encode())
@@ -150,7 +145,7 @@ class Journal:
 
     def __init__(self, file: Path, head: Mapping[str, Any]) -> None:
         self.file, self.head = file, dict(head)
-        self.outcomes: list[Outcome] = []
+        self.outcomes: dict[tuple[str, str, int], Outcome] = {}  # by method, task and seed index
 
     def __enter__(self) -> Journal:
         try:
@@ -170,13 +165,15 @@ class Journal:
         self.stream.close()
 
     def add(self, outcome: Outcome) -> None:
-        """Keep an outcome: on disk when this returns."""
-        self._write(asdict(outcome))
-        self.outcomes.append(outcome)
+        """Keep an outcome: on disk when this returns. One that is here already is not kept twice: a prompt of
+        which a killed run finished only some seeds is searched again with all of them."""
+        if _key(outcome) not in self.outcomes:
+            self._write(asdict(outcome))
+            self.outcomes[_key(outcome)] = outcome
 
     def finished(self, method: Method) -> set[tuple[str, int]]:
         """The searches of this method that are here, by task and seed index."""
-        mine = [outcome for outcome in self.outcomes if outcome.method == method.name]
+        mine = [outcome for outcome in self.outcomes.values() if outcome.method == method.name]
         other = next((outcome.spec for outcome in mine if outcome.spec != method.spec), None)
         if other is not None:
             raise UserError(
@@ -196,7 +193,7 @@ class Journal:
             return
         try:
             head, *rest = [json.loads(line) for line in lines]
-            self.outcomes = [_read_outcome(line) for line in rest]
+            self.outcomes = {_key(outcome): outcome for outcome in map(_read_outcome, rest)}
         except (ValueError, TypeError, AttributeError) as error:
             raise UserError(f"{self.file} is no journal of 'milr bench'; name another folder with --out.") from error
         if head != self.head:
@@ -215,6 +212,10 @@ class Journal:
             raise UserError(
                 f"Cannot write {self.file} ({error.strerror}); make room and run the same command again."
             ) from error
+
+
+def _key(outcome: Outcome) -> tuple[str, str, int]:
+    return outcome.method, outcome.task, outcome.seed_index
 
 
 def _read_outcome(line: Any) -> Outcome:
@@ -261,5 +262,6 @@ def _method_of(text: str) -> Method:
             "Write SEARCH, SEARCH:PRESET or LABEL=SEARCH:PRESET,SETTING=VALUE."
         )
     settings = tuple((name.strip(), value.strip()) for name, _, value in (pair.partition("=") for pair in pairs))
-    returns_last = search == "milr" and (preset == "official" or ("returned", "last") in settings)
+    returned = dict(settings).get("returned", "last" if preset == "official" else "best")
+    returns_last = search == "milr" and returned == "last"
     return Method(label if equals else text, search, preset or None, settings, returns_last)

@@ -77,13 +77,12 @@ def make_report(
         method.name: [[found[method.name, task.id, index] for index in range(seeds)] for task in tasks]
         for method in methods
     }
-    theirs = table.get(baseline)
-    rows = []
+    against = next((method for method in methods if method.name == baseline), None)
+    rows = {method.name: _row(method, table[method.name], calls, budget) for method in methods}
     for method in methods:
-        mine = table[method.name]
-        row = _row(method, mine, calls, budget)
-        if theirs is not None and method.name != baseline:
-            against = next(other for other in methods if other.name == baseline)
+        mine, row = table[method.name], rows[method.name]
+        if against is not None and method is not against:
+            theirs = table[baseline]
             row["against_baseline"] = {
                 str(limit): _paired(_solved(method, mine, limit), _solved(against, theirs, limit)) for limit in calls
             }
@@ -94,12 +93,10 @@ def make_report(
                 )
                 for category, chosen in _by_category(mine).items()
             }
-        rows.append(row)
-    for row in rows:
-        row["to_reach_baseline"] = _to_reach(row, next((r for r in rows if r["name"] == baseline), None))
+            row["to_reach_baseline"] = _to_reach(row, rows[baseline])
     return {
-        **about, "prompts": len(tasks), "seeds": seeds, "baseline": baseline if theirs is not None else None,
-        "calls": calls, "methods": rows,
+        **about, "prompts": len(tasks), "seeds": seeds, "baseline": baseline if against is not None else None,
+        "calls": calls, "methods": list(rows.values()),
     }  # fmt: skip
 
 
@@ -125,6 +122,17 @@ def _row(method: Method, outcomes: Sequence[Sequence[Outcome]], calls: Sequence[
     seeds = len(outcomes[0])
     moves: Counter[str] = Counter(move for outcome in flat for move in outcome.moves[1:])
     solving = Counter(o.moves[-1] for o in flat if len(o.moves) > 1 and o.rewards[-1] == 1)
+    # What a user spends on average who sets the budget to k, and what it brings: k = 1 ... budget.
+    curve = [
+        {
+            "calls": limit,
+            "success": _mean(_solved(method, outcomes, limit)),
+            "mean_calls": _mean(len(o.rewards[:limit]) for o in flat),
+            "mean_tokens": _mean(sum(o.tokens[:limit]) for o in flat),
+            "mean_seconds": _mean(sum(o.seconds[:limit]) for o in flat),
+        }
+        for limit in range(1, budget + 1)
+    ]
     row: dict[str, Any] = {
         "name": method.name,
         "search": method.search,
@@ -138,20 +146,10 @@ def _row(method: Method, outcomes: Sequence[Sequence[Outcome]], calls: Sequence[
             }
             for category, chosen in _by_category(outcomes).items()
         },
-        # What a user spends on average who sets the budget to k, and what it brings: k = 1 ... budget.
-        "curve": [
-            {
-                "calls": limit,
-                "success": sum(_solved(method, outcomes, limit)) / len(outcomes),
-                "mean_calls": _mean(len(o.rewards[:limit]) for o in flat),
-                "mean_tokens": _mean(sum(o.tokens[:limit]) for o in flat),
-                "mean_seconds": _mean(sum(o.seconds[:limit]) for o in flat),
-            }
-            for limit in range(1, budget + 1)
-        ],
-        "mean_calls": _mean(len(o.rewards) for o in flat),
-        "mean_decoded_tokens": _mean(sum(o.tokens) for o in flat),
-        "mean_seconds": _mean(sum(o.seconds) for o in flat),
+        "curve": curve,
+        "mean_calls": curve[-1]["mean_calls"],
+        "mean_decoded_tokens": curve[-1]["mean_tokens"],
+        "mean_seconds": curve[-1]["mean_seconds"],
         "abstentions": sum(reward is None for o in flat for reward in o.rewards),
         "moves": {move: {"drafts": count, "solved": solving[move]} for move, count in moves.items() if move},
     }
@@ -165,7 +163,6 @@ def _row(method: Method, outcomes: Sequence[Sequence[Outcome]], calls: Sequence[
         gap, low, high = paired_means(gaps)
         row["held_out"] = {
             **_share_of(right, seeds),
-            "by_prompt": right,
             "gap": gap,
             "gap_interval": [low, high],
         }
@@ -192,10 +189,8 @@ def _paired(mine: Sequence[float], theirs: Sequence[float]) -> dict[str, Any]:
     }
 
 
-def _to_reach(row: Mapping[str, Any], baseline: Mapping[str, Any] | None) -> dict[str, Any] | None:
+def _to_reach(row: Mapping[str, Any], baseline: Mapping[str, Any]) -> dict[str, Any] | None:
     """What the method spends until it is as good as the baseline at its full budget; None if it never is."""
-    if baseline is None or row is baseline:
-        return None
     goal = baseline["curve"][-1]
     reached = next((point for point in row["curve"] if point["success"] >= goal["success"]), None)
     if reached is None:
@@ -241,7 +236,7 @@ def to_markdown(report: Mapping[str, Any]) -> str:
         lines += _held_out_table(report)
     for row in report["methods"]:
         reached = row.get("to_reach_baseline")
-        if reached and row["name"] != report["baseline"]:
+        if reached:
             lines.append(
                 f"- {row['name']} reaches the baseline's success at {report['budget']} calls with a budget of "
                 f"{reached['budget']}: {reached['share_of_tokens']:.0%} of its tokens, "
