@@ -134,9 +134,7 @@ def asked_in_words(draft: Mapping[str, Any]) -> str:
     """What the search asked of this draft, e.g. 'reasoning: first 3 tokens chosen, rest greedy'."""
     note = draft["ask"]["note"]
     text, image = (_choice_in_words(draft["ask"][kind], note.get(f"{kind}_searched")) for kind in ("text", "image"))
-    why = str(note.get("why", ""))
-    why = f"{why[:1].upper()}{why[1:]}. " if why else ""
-    return f"{why}Reasoning {text}; image {image}."
+    return f"{note.get('why', '')} Reasoning {text}; image {image}.".lstrip()
 
 
 def _choice_in_words(choice: Mapping[str, Any], searched: object) -> str:

@@ -69,45 +69,36 @@ def repair(problem: Problem, settings: Repair) -> Search:
     """Draw, list what else could have been chosen, change what best explains the failure, and so on."""
     image = Sample(settings.image_temperature)
     rest = Sample(settings.text_temperature)
+    searched = 1.0 if settings.tail else settings.text_ratio
     candidates = Candidates(problem, settings)
-    ask = Ask(Greedy(), image, note=_note("first", "the model's own draft"))
+    ask = Ask(Greedy(), image, searched, note=_note("first", "The model's own draft."))
     while True:
-        draft = yield replace(
-            ask,
-            text_ratio=1.0 if settings.tail else settings.text_ratio,
-            image_ratio=settings.image_ratio,
-            guidance=settings.guidance,
-        )
+        draft = yield replace(ask, image_ratio=settings.image_ratio, guidance=settings.guidance)
         candidates.add(draft)
         best = candidates.take()
         if best is None:
-            ask = Ask(rest, image, note=_note("fresh", "no change is likely enough: a whole new draft"))
+            ask = Ask(rest, image, searched, note=_note("fresh", "No change is likely enough: a whole new draft."))
             continue
-        drawn, at, belief = best.draft.drawn, best.position, f"belief {best.belief:.2g}"
+        drawn, at = best.draft.drawn, best.position
         if best.kind == "text":
-            note = _note(
-                "text", f"another word {at + 1} in the reasoning of draft {best.draft.number} ({belief})", best
-            )
-            ask = Ask(Forced((*drawn.text_tokens[:at], best.token), then=rest), image, note=note)
+            ask = Ask(Forced((*drawn.text_tokens[:at], best.token), then=rest), image, searched, note=_change(best))
         else:
-            note = _note(
-                "image", f"another token {at + 1} in the picture of draft {best.draft.number} ({belief})", best
-            )
             picture = (*drawn.image_tokens[:at], best.token, *drawn.image_tokens[at + 1 :])
             changed = Forced(picture, then=image, free=_redrawn(best, problem, settings))
-            ask = Ask(Forced(whole_text(drawn, problem.text_end)), changed, note=note)
+            ask = Ask(Forced(whole_text(drawn, problem.text_end)), changed, note=_change(best))
 
 
-def _note(move: str, why: str, changed: Candidate | None = None) -> dict[str, object]:
-    """For the record: the move, in words too, and which tokens the search chose."""
-    note: dict[str, object] = {"move": move, "why": why, "text_searched": 0, "image_searched": 0}
-    if changed is not None:
-        note |= {"of_draft": changed.draft.number, "position": changed.position, "belief": changed.belief}
-        if changed.kind == "text":
-            note["text_searched"] = changed.position + 1
-        else:
-            note["image_changed"] = [changed.position]
-    return note
+def _note(move: str, why: str) -> dict[str, object]:
+    """For the record: the move, in words too, and how many first tokens the search chose."""
+    return {"move": move, "why": why, "text_searched": 0, "image_searched": 0}
+
+
+def _change(to: Candidate) -> dict[str, object]:
+    what, where = ("word", "reasoning") if to.kind == "text" else ("token", "picture")
+    why = f"Another {what} {to.position + 1} in the {where} of draft {to.draft.number} (belief {to.belief:.2g})."
+    chosen = {"text_searched": to.position + 1} if to.kind == "text" else {"image_changed": [to.position]}
+    facts = {"of_draft": to.draft.number, "position": to.position, "belief": to.belief}
+    return _note(to.kind, why) | facts | chosen
 
 
 @dataclass(frozen=True)
@@ -132,13 +123,14 @@ class Candidates:
         self.open: list[Candidate] = []
         self.tried: set[int] = set()
         self.changed: Counter[int] = Counter()
+        self.texts: dict[tuple[int, ...], list[tuple[int, int, float]]] = {}  # what each text could have said instead
         self.best_reward = 0.0
 
     def add(self, draft: Draft) -> None:
         """List what else this draft could have chosen. A draft without a score says nothing about its choices."""
         drawn = draft.drawn
-        text, picture = (*drawn.text_tokens, self.problem.text_end), drawn.image_tokens
-        text_keys, image_keys = _keys(0, text), _keys(hash(drawn.text_tokens) ^ 1, picture)
+        text, picture = whole_text(drawn, self.problem.text_end), drawn.image_tokens
+        text_keys, image_keys = _keys(0, text), _keys(hash(drawn.text_tokens), picture)
         self.tried.update(
             hash(pair) for pair in (*zip(text_keys, text, strict=True), *zip(image_keys, picture, strict=True))
         )
@@ -149,7 +141,9 @@ class Candidates:
         found = []
         draft = draft.without_latents()
         sure = math.ceil(self.settings.text_ratio * len(drawn.text_tokens))
-        for i, token, belief in _alternatives(self.problem.text_logits(drawn.latents.text), text):
+        if drawn.text_tokens not in self.texts:  # a repaired picture keeps its text, which was not run again
+            self.texts[drawn.text_tokens] = list(_alternatives(self.problem.text_logits(drawn.latents.text), text))
+        for i, token, belief in self.texts[drawn.text_tokens]:
             belief *= 1.0 if i < sure else self.settings.tail
             found.append(Candidate(draft, "text", i, token, belief, text_keys[i], hash((text_keys[i], token))))
         image_logits = self.problem.image_logits(drawn.latents.image, drawn.guidance)
