@@ -1,15 +1,14 @@
 """Why a search gains: wrong readings and wrong drawings before and after it, and what each kind of move brought.
 
-    python -m milr.lab.diagnose repair --prompts 300 --seed 7
-    python -m milr.lab.diagnose milr:repaired --prompts 300 --seed 7     with what its latents did
+    python -m milr.runs.diagnose repair --prompts 300 --seed 7
+    python -m milr.runs.diagnose milr:repaired --prompts 300 --seed 7     with what its latents did
 
-Only the lab world can tell a wrong reading from a wrong drawing, so this is here and no search knows of it.
+Only the lab world can tell a wrong reading from a wrong drawing; no search knows of it.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -26,8 +25,10 @@ from milr.drafts import Draft, Latents, Trajectory
 from milr.lab.curriculum import Item, tasks, unseen_items
 from milr.lab.language import agrees, read_reading
 from milr.lab.measure import share
+from milr.runs.bench import choose_methods
+from milr.runs.generate import Request, prepare
+from milr.runs.report import Method
 from milr.searches.driver import drive
-from milr.searches.settings import find_preset, settings_from
 
 STATES = ("right", "wrong reading", "wrong drawing")
 
@@ -41,23 +42,20 @@ def state_of(draft: Draft, item: Item) -> str:
     return "wrong drawing" if understood else "wrong reading"
 
 
-def diagnose(
-    backbone: Backbone, search: str, preset: str | None, settings: dict[str, str], prompts: int, seed: int
-) -> dict[str, Any]:
+def diagnose(backbone: Backbone, method: Method, prompts: int, seed: int) -> dict[str, Any]:
     """Run the search on lab prompts with the oracle, and count."""
-    module = importlib.import_module(f"milr.searches.{'latent' if search == 'milr' else search.replace('-', '_')}")
-    chosen = settings_from(module.SETTINGS, find_preset(module.PRESETS, preset) if preset else None, settings)
+    plan = prepare(Request(method.search, method.preset, dict(method.settings)))
     walks: list[list[Latents]] = []
 
-    def watched(problem: Any, of: Any) -> Any:
+    def watched(problem: Any, settings: Any) -> Any:
         walks.append([])
-        return module.search(problem, of, watch=walks[-1].append)
+        return plan.search(problem, settings, watch=walks[-1].append)
 
-    run = watched if search == "milr" else module.search
+    run = watched if method.search == "milr" else plan.search
     items = unseen_items(prompts, seed)
-    found = drive(backbone, SceneCritic(), tasks(prompts, seed), run, chosen, name=search, batch=64)
+    found = drive(backbone, SceneCritic(), tasks(prompts, seed), run, plan.settings, batch=64)
     report: dict[str, Any] = {
-        "search": search, "preset": preset, "settings": settings, "prompts": prompts, "seed": seed,
+        "search": method.spec, "prompts": prompts, "seed": seed,
         "before_and_after": _before_and_after(found, items), "moves": _moves(found),
     }  # fmt: skip
     if walks:
@@ -136,10 +134,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    head, *pairs = options.search.split(",")
-    search, _, preset = head.partition(":")
-    settings = dict(pair.split("=", 1) for pair in pairs)
-    report = diagnose(load(options.model), search, preset or None, settings, options.prompts, options.seed)
+    (method,) = choose_methods([options.search])
+    report = diagnose(load(options.model), method, options.prompts, options.seed)
     text = json.dumps(report, indent=2) + "\n"
     if options.out:
         options.out.write_text(text)
