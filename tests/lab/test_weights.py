@@ -56,8 +56,8 @@ def test_transformers_own_class_draws_with_it(lab):
 
 # Measured on 600 prompts, less three standard errors of the 20 prompts that a category has here.
 LEAST = {
-    "single": 0.85, "two": 0.65, "counting": 0.40, "colours": 0.75, "position": 0.30, "attribute": 0.35,
-    "riddle": 0.10, "composition": 0.2, "all": 0.58,
+    "single": 0.85, "two": 0.65, "counting": 0.40, "colours": 0.75, "position": 0.45, "attribute": 0.45,
+    "riddle": 0.10, "composition": 0.1, "all": 0.58,
 }  # fmt: skip
 
 

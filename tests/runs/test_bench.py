@@ -194,6 +194,22 @@ def test_held_out_judges_the_returned_draft():
     assert curves(report).startswith("<svg")
 
 
+def test_held_out_success_and_gap_are_paired_with_the_baseline_where_both_were_judged():
+    prompts = [type(task)(task.prompt, id=str(n + 1)) for n, task in enumerate(tasks(3, 0))]
+    outcomes = [
+        outcome("base", "1", 1.0, held_out=0.5), outcome("base", "2", 0.5, held_out=0.5), outcome("base", "3", 1.0),
+        outcome("m", "1", 1.0, held_out=1.0), outcome("m", "2", 1.0, held_out=1.0),
+        outcome("m", "3", 1.0, held_out=0.0),
+    ]  # fmt: skip
+    about = {"budget": 1, "held_out": "scene", "model": "toy", "critic": "redness", "seed": 0}
+    report = make_report(outcomes, (Method("base", "best-of-n"), Method("m", "repair")), prompts, about, "base")
+    pair = report["methods"][1]["held_out"]["against_baseline"]
+    assert (pair["won"], pair["lost"], pair["difference"], pair["gap_difference"]) == (2, 0, 1.0, -0.25)
+    low, high = pair["gap_interval"]
+    assert low < -0.25 < high
+    assert "against_baseline" not in report["methods"][0]["held_out"]
+
+
 def test_a_name_means_one_thing_in_a_journal(redness, tmp_path):
     run(tmp_path, methods=(Method("m", "best-of-n"),), n=2)
     with pytest.raises(UserError, match="give it another LABEL="):

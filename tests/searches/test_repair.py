@@ -17,11 +17,11 @@ from toy import CountingCritic, Toy, match, tasks
 from milr.drafts import Ask, Check, Cost, Draft, Drawn, Forced, Greedy, Latents, Sample, Score, Task
 from milr.searches.base import Problem
 from milr.searches.driver import drive
-from milr.searches.repair import Candidates, Repair, repair, wrong_places
+from milr.searches.repair import Candidate, Candidates, Repair, repair, wrong_places
 
 END, GRID, SIZE = 0, 4, 64  # patches of 16 pixels
 SURE = {}  # no alternative worth naming
-SETTINGS = Repair(text_ratio=1.0, reach=0.25, fresh=0.1)
+SETTINGS = Repair(text_ratio=1.0, reach=0.25)
 
 
 def problem(**changes) -> Problem:
@@ -68,7 +68,7 @@ def draft(number=0, reward=0.5, checks=(), **of) -> Draft:
 
 def next_ask(first: Draft, settings: Repair = SETTINGS) -> Ask:
     search = repair(problem(), settings)
-    assert next(search) == Ask(Greedy(), Sample(), text_ratio=1.0, image_ratio=1.0)
+    assert next(search) == Ask(Greedy(), Sample(), text_ratio=settings.text_ratio, image_ratio=1.0)
     return search.send(first)
 
 
@@ -91,15 +91,9 @@ def test_a_wrong_drawing_of_a_sure_text_is_redrawn_there():
 
 def test_a_surprising_token_is_blamed_first():
     """The model would have preferred another token: a belief above one half."""
-    ask = next_ask(draft(text_doubts={0: {5: 0.45}}, image_doubts={2: {8: 0.9}}))
+    ask = next_ask(draft(reward=0.8, text_doubts={0: {5: 0.45}}, image_doubts={2: {8: 0.9}}))
     assert (ask.note["move"], ask.note["position"]) == ("image", 2)
     assert ask.note["belief"] == pytest.approx(0.9)
-
-
-def test_words_behind_the_first_share_weigh_less():
-    first = draft(text=(3, 4), text_doubts={0: {5: 0.2}, 1: {6: 0.4}})
-    assert next_ask(first).text.tokens == (3, 6)
-    assert next_ask(first, replace(SETTINGS, text_ratio=0.5)).text.tokens == (5,)
 
 
 def test_only_what_the_critic_calls_wrong_is_changed():
@@ -121,47 +115,74 @@ def test_a_failed_check_that_points_nowhere_leaves_the_whole_picture_open():
     assert wrong_places(draft(checks=(replace(missing, passed=True), pointing)), GRID) == {0}
 
 
-def test_without_a_better_idea_a_new_draft_is_sampled():
-    ask = next_ask(draft(text_doubts={0: {5: 0.05}}))
-    assert (ask.text, ask.image, ask.note["move"]) == (Sample(), Sample(), "fresh")
+def test_without_a_likely_change_the_plan_is_drawn_once_more():
+    ask = next_ask(draft(text=(3, 4, 5, 6), text_doubts={0: {5: 0.01}}), replace(SETTINGS, text_ratio=0.5))
+    assert (ask.text, ask.image, ask.note["move"]) == (Forced((3, 4), then=Sample()), Sample(), "again")
 
 
 def test_an_unjudged_draft_says_nothing_of_its_choices():
     ask = next_ask(draft(reward=None, text_doubts={0: {5: 0.4}}))
-    assert ask.note["move"] == "fresh"
+    assert (ask.text, ask.image, ask.note["move"]) == (Sample(), Sample(), "fresh")
+
+
+def changes(candidates: Candidates, of: str) -> list[tuple[int, int]]:
+    """What is left to change, likeliest first."""
+    left = [one for one in iter(candidates.take, None) if one.kind == of and one.belief > 0.01]
+    return [(one.position, one.token) for one in left]
 
 
 def test_no_change_is_made_twice_and_what_was_drawn_is_no_change():
-    candidates = Candidates(problem(), replace(SETTINGS, decay=1.0, fresh=0.01))
+    candidates = Candidates(problem(), replace(SETTINGS, again=0))
     candidates.add(draft(0, text_doubts={1: {5: 0.3, 6: 0.2}}))
     candidates.add(draft(1, text=(3, 5), text_doubts={1: {4: 0.6, 6: 0.2}}))  # what the first could have said
-    assert [(one.token, one.position) for one in iter(candidates.take, None)] == [(6, 1)]
+    assert changes(candidates, "text") == [(1, 6)]
 
 
-def test_drafts_far_below_the_best_weigh_less_and_choices_wear_out():
-    candidates = Candidates(problem(), replace(SETTINGS, kappa=8.0, decay=0.5))
-    candidates.add(draft(0, reward=0.9, text_doubts={0: {5: 0.2, 6: 0.1}, 1: {9: 0.12}}))
+def weights(candidates: Candidates) -> dict[int | str, float]:
+    """By new token; `again` for each plan by its words."""
+    left = [one for one in candidates.open if one.belief > 0.01 and one.key not in candidates.tried]
+    named = {one.token: candidates.weight(one) for one in left}
+    plans = {
+        f"again {plan.words}": Candidate(plan.best, plan, "again", plan.prior) for plan in candidates.plans.values()
+    }
+    return named | {words: candidates.weight(one) for words, one in plans.items()}
+
+
+def test_drafts_far_below_the_best_weigh_less():
+    candidates = Candidates(problem(), replace(SETTINGS, kappa=8.0))
+    candidates.add(draft(0, reward=0.9, text_doubts={0: {5: 0.2}}))
     candidates.add(draft(1, text=(7, 7), reward=0.4, text_doubts={0: {8: 0.3}}))
+    assert weights(candidates)[5] == pytest.approx(0.2, rel=1e-3)
+    assert weights(candidates)[8] == pytest.approx(0.3 / (0.3 + 0.7) * math.exp(-4), rel=1e-3)
 
-    def weights():
-        return {one.token: candidates.weight(one) for one in candidates.open if one.belief > 0.01}
 
-    assert weights()[5] == pytest.approx(0.2 / 0.9, rel=1e-3)
-    # Drafts 0 and 1 begin with other words, but choice 0 is the same one: nothing stands before it.
-    assert weights()[8] == pytest.approx(0.3 * math.exp(-4), rel=1e-3)
-    assert candidates.take().token == 5
-    assert weights()[6] == pytest.approx(0.1 / 0.8 * 0.5, rel=1e-3)
-    assert weights()[8] == pytest.approx(0.3 * math.exp(-4) * 0.5, rel=1e-3)
-    assert weights()[9] == pytest.approx(0.12, rel=1e-3), "another choice is not worn out"
+def test_a_plan_loses_belief_with_what_its_drafts_lack_and_its_alternatives_do_not():
+    settings = replace(SETTINGS, text_ratio=0.5, doubt=2.0, again=0.2, kappa=0.0)
+    candidates = Candidates(problem(), settings)
+    first = draft(0, reward=0.75, text_doubts={0: {5: 0.03}}, image_doubts={7: {2: 0.2}})
+    candidates.add(first)
+    assert weights(candidates) == pytest.approx(
+        {5: 0.03, 2: 0.2 * math.exp(-0.5), "again (3,)": 0.2 * math.exp(-0.5)}, rel=1e-3
+    )
+    image = candidates.take()
+    assert (image.kind, image.position) == ("image", 7)
+    candidates.add(draft(1, reward=0.0, picture=(*(1,) * 7, 2, *(1,) * 8)), image)
+    assert weights(candidates) == pytest.approx({5: 0.03, "again (3,)": 0.2 * math.exp(-2.5)}, rel=1e-3)
+    text = candidates.take()
+    assert (text.kind, text.words) == ("text", (5,))
+    candidates.add(draft(2, text=(5, 4), reward=0.5, text_doubts={0: {6: 0.5}}), text)
+    # The changed plan is believed as far as the change was; what it could have said instead is one change further.
+    assert weights(candidates)["again (5,)"] == pytest.approx(0.03 * 0.2 * math.exp(-1), rel=1e-3)
+    assert weights(candidates)[6] == pytest.approx(0.03 * 0.5, rel=1e-3)
 
 
 def test_a_place_wears_out_whatever_was_drawn_before_it():
-    candidates = Candidates(problem(), replace(SETTINGS, decay=0.5))
+    candidates = Candidates(problem(), replace(SETTINGS, decay=0.5, doubt=0.0))
     candidates.add(draft(0, image_doubts={7: {2: 0.6}}))
-    assert candidates.take().position == 7
-    candidates.add(draft(1, picture=(*(1,) * 7, 2, *(1,) * 8), image_doubts={7: {3: 0.4}}))
-    (other,) = [one for one in candidates.open if one.belief > 0.01 and one.token == 3]
-    assert candidates.weight(other) == pytest.approx(0.4 * 0.5, rel=1e-3)
+    change = candidates.take()
+    assert change.position == 7
+    candidates.add(draft(1, picture=(*(1,) * 7, 2, *(1,) * 8), image_doubts={7: {3: 0.4}}), change)
+    assert weights(candidates)[3] == pytest.approx(0.4 * 0.5, rel=1e-3)
 
 
 @hypothesis_settings(deadline=None, max_examples=15)
@@ -169,14 +190,19 @@ def test_a_place_wears_out_whatever_was_drawn_before_it():
 def test_it_keeps_every_draft_it_changes_as_it_was(seed, use_places):
     """On a toy model: a text move keeps the words before, an image move the text and all but what it frees."""
     (found,) = drive(
-        Toy(seed % 50), CountingCritic(match), tasks()[:1], repair, Repair(use_places=use_places, fresh=0.01),
+        Toy(seed % 50), CountingCritic(match), tasks()[:1], repair, Repair(use_places=use_places, text_ratio=0.5),
         seed=seed, budget=12,
     )  # fmt: skip
     for one in found.drafts[1:]:
         note = one.ask.note
         if note["move"] == "fresh":
             continue
-        of, position = found.drafts[note["of_draft"]].drawn, note["position"]
+        of = found.drafts[note["of_draft"]].drawn
+        if note["move"] == "again":
+            kept = note["text_searched"]
+            assert one.drawn.text_tokens[:kept] == of.text_tokens[:kept]
+            continue
+        position = note["position"]
         if note["move"] == "text":
             assert one.drawn.text_tokens[:position] == of.text_tokens[:position]
             assert (*one.drawn.text_tokens, 0)[position] != (*of.text_tokens, 0)[position]

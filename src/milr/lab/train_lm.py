@@ -83,7 +83,7 @@ CALIBRATED = DrawingErrors(
 # Last the eye: answers are learnt late, at a high rate, from pages of every category alike; the rest goes on beside.
 ASKING = Diet(drawings=16, readings=24, questions=32, image=6.0, answer=4.0)
 RECALIBRATED = replace(  # after the drawing stage attribute was too low, position too high
-    CALIBRATED, colour=(0.02, 0.25, 0.15), binding=(0.20, 0.72, 0.30), relation=(0.15, 0.75, 0.35), crowded=0.1
+    CALIBRATED, colour=(0.02, 0.25, 0.15), binding=(0.20, 0.72, 0.30), relation=(0.10, 0.60, 0.30), crowded=0.1
 )
 
 

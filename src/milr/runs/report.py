@@ -94,6 +94,8 @@ def make_report(
                 for category, chosen in _by_category(mine).items()
             }
             row["to_reach_baseline"] = _to_reach(row, rows[baseline])
+            if (held_out := _held_out_pair(mine, theirs)) is not None:
+                row["held_out"]["against_baseline"] = held_out
     return {
         **about, "prompts": len(tasks), "seeds": seeds, "baseline": baseline if against is not None else None,
         "calls": calls, "methods": list(rows.values()),
@@ -153,20 +155,35 @@ def _row(method: Method, outcomes: Sequence[Sequence[Outcome]], calls: Sequence[
         "abstentions": sum(reward is None for o in flat for reward in o.rewards),
         "moves": {move: {"drafts": count, "solved": solving[move]} for move, count in moves.items() if move},
     }
-    judged = [[o for o in group if o.held_out is not None] for group in outcomes]
-    judged = [group for group in judged if group]
+    judged = [found for group in outcomes if (found := _held_out(group)) is not None]
     if judged:
-        right = [sum(o.held_out == 1 for o in group) / len(group) for group in judged]
-        gaps = [
-            sum((o.rewards[o.returned] or 0.0) - (o.held_out or 0.0) for o in group) / len(group) for group in judged
-        ]
-        gap, low, high = paired_means(gaps)
+        gap, low, high = paired_means([gap for _, gap in judged])
         row["held_out"] = {
-            **_share_of(right, seeds),
+            **_share_of([right for right, _ in judged], seeds),
             "gap": gap,
             "gap_interval": [low, high],
         }
     return row
+
+
+def _held_out(group: Sequence[Outcome]) -> tuple[float, float] | None:
+    """Of one prompt, over its seeds: the share that the held-out critic calls right, and the mean hacking gap (reward
+    minus held-out score). None where that critic abstained on all."""
+    judged = [(o.held_out, o.rewards[o.returned] or 0.0) for o in group if o.held_out is not None]
+    if not judged:
+        return None
+    return _mean(value == 1 for value, _ in judged), _mean(reward - value for value, reward in judged)
+
+
+def _held_out_pair(mine: Sequence[Sequence[Outcome]], theirs: Sequence[Sequence[Outcome]]) -> dict[str, Any] | None:
+    """Held-out success and hacking gap against the baseline's, over the prompts where both were judged."""
+    pairs = [(_held_out(a), _held_out(b)) for a, b in zip(mine, theirs, strict=True)]
+    both = [(a, b) for a, b in pairs if a is not None and b is not None]
+    if not both:
+        return None
+    gap, low, high = paired_means([a[1] - b[1] for a, b in both])
+    success = _paired([a[0] for a, _ in both], [b[0] for _, b in both])
+    return {**success, "gap_difference": gap, "gap_interval": [low, high]}
 
 
 def _mean(values: Iterable[float]) -> float:
@@ -271,14 +288,20 @@ def _held_out_table(report: Mapping[str, Any]) -> list[str]:
         f"Judged by the held-out critic {report['held_out']}: success of the returned draft, and the hacking gap "
         "(mean reward minus mean held-out score).",
         "",
-        "| method | held-out success | gap |",
-        "|---|---|---|",
+        "| method | held-out success | against baseline | gap | gap against baseline |",
+        "|---|---|---|---|---|",
     ]
     for row in report["methods"]:
         if "held_out" in row:
-            gap, (low, high) = row["held_out"]["gap"], row["held_out"]["gap_interval"]
-            lines.append(f"| {row['name']} | {_share_cell(row['held_out'])} | {gap:+.3f} [{low:+.3f}, {high:+.3f}] |")
+            found, pair = row["held_out"], row["held_out"].get("against_baseline")
+            gap = _signed(found["gap"], found["gap_interval"])
+            more = _signed(pair["gap_difference"], pair["gap_interval"]) if pair else ""
+            lines.append(f"| {row['name']} | {_share_cell(found)} | {_paired_cell(pair)} | {gap} | {more} |")
     return [*lines, ""]
+
+
+def _signed(value: float, interval: Sequence[float]) -> str:
+    return f"{value:+.3f} [{interval[0]:+.3f}, {interval[1]:+.3f}]"
 
 
 def _share_cell(found: Mapping[str, Any]) -> str:

@@ -6,16 +6,19 @@
 
         q(i, a) = p_i(a) / (p_i(a) + p_i(x_i))            one space for text and image, as in MILR
 
-    Every draft adds such candidates; the one of the highest weight is drawn next, and none twice:
+    The first lambda_t of a reasoning is its plan. The first plan is believed with 1, a changed one with q times its
+    parent's belief, and every draft of a plan costs it belief by what the reward lacks (a Gibbs posterior):
 
-        weight = q(i, a) * exp(-kappa (R_best - R)) * decay^n
-                 R: the draft's reward; n: how often this choice, with the same before it, was changed already
-                 * tail, for a word behind the first lambda_t of the text
-                 * 0, for an image token outside what the critic calls wrong
+        prior(plan') = prior(plan) q(i, a)        posterior(plan) = prior(plan) exp(-doubt * sum of (1 - R))
 
-    A text candidate keeps the words before i and the model writes on; an image candidate keeps the text and every
-    image token but those near i, or in the places that the critic calls wrong. Where no weight exceeds `fresh`, a
-    whole new draft is sampled: best-of-N is what remains when the model has no better idea.
+    Every draft adds candidates; the one of the highest weight is drawn next, and no change twice:
+
+        another word:   prior(plan) q(i, a)              keep the words before i of the plan, the model writes on
+        another token:  posterior(plan) q(i, a) decay^n  keep the text and the picture, but what is near i or wrong
+        the plan again: posterior(plan) again            keep the plan, the model writes on
+
+        all times exp(-kappa (R_best - R)); R: the reward of the draft that is changed; n: how often this place was
+        changed already. Image tokens outside what the critic calls wrong, where it says so, are no candidates.
 
 A misread prompt and a wrong drawing need no telling apart beforehand: an obedient drawing of a wrong text leaves no
 likely alternative in the picture, and a wrong drawing of a sure text leaves none in the text. See docs/method.md.
@@ -47,15 +50,15 @@ ALTERNATIVES = 8  # candidates kept for each choice: the most probable ones
 class Repair:
     """Settings of `repair`."""
 
-    text_ratio: float = setting(0.3, "first share of the text, lambda_t, whose words weigh fully", low=0, high=1)
-    tail: float = setting(0.1, "factor on candidates behind it", low=0, high=1)
+    text_ratio: float = setting(0.2, "first share of the text that is searched, lambda_t: the plan", low=0, high=1)
     image_ratio: float = setting(1.0, "share of image tokens that may be changed, lambda_v", low=0, high=1)
     text_temperature: float = setting(1.0, "softmax temperature of sampled text", low=0.01, high=10)
     image_temperature: float = setting(1.0, "softmax temperature of the image tokens (paper: 1)", low=0.01, high=10)
     guidance: float | None = setting(None, "classifier-free guidance scale; none is the model's own", low=0, high=100)
-    fresh: float = setting(0.03, "draw a whole new draft where no candidate weighs more than this", low=0, high=1e9)
+    doubt: float = setting(2.0, "belief in a plan falls by exp(-doubt (1 - R)) a draft of it", low=0, high=1e3)
+    again: float = setting(0.2, "weight of a believed plan drawn once more, against a believed change", low=0, high=1e3)
     kappa: float = setting(8.0, "how much less the choices of a draft with a lower reward weigh", low=0, high=1e3)
-    decay: float = setting(0.5, "factor on the candidates of a choice for each one already tried", low=0, high=1)
+    decay: float = setting(0.5, "factor on changes at one place of the picture for each one tried", low=0, high=1)
     reach: float = setting(0.125, "how far around a changed token to redraw, in image sides", low=0, high=1)
     use_places: bool = setting(True, "change only what the critic calls wrong, where it says so")
     rank: Literal["odds", "random"] = setting("odds", "which candidate first; random is there to be compared with")
@@ -69,23 +72,23 @@ def repair(problem: Problem, settings: Repair) -> Search:
     """Draw, list what else could have been chosen, change what best explains the failure, and so on."""
     image = Sample(settings.image_temperature)
     rest = Sample(settings.text_temperature)
-    searched = 1.0 if settings.tail else settings.text_ratio
     candidates = Candidates(problem, settings)
-    ask = Ask(Greedy(), image, searched, note=_note("first", "The model's own draft."))
+    change: Candidate | None = None
+    ask = Ask(Greedy(), image, settings.text_ratio, note=_note("first", "The model's own draft."))
     while True:
         draft = yield replace(ask, image_ratio=settings.image_ratio, guidance=settings.guidance)
-        candidates.add(draft)
-        best = candidates.take()
-        if best is None:
-            ask = Ask(rest, image, searched, note=_note("fresh", "No change is likely enough: a whole new draft."))
-            continue
-        drawn, at = best.draft.drawn, best.position
-        if best.kind == "text":
-            ask = Ask(Forced((*drawn.text_tokens[:at], best.token), then=rest), image, searched, note=_change(best))
+        candidates.add(draft, change)
+        change = candidates.take()
+        if change is None:
+            note = _note("fresh", "Nothing is left to change: a whole new draft.")
+            ask = Ask(rest, image, settings.text_ratio, note=note)
+        elif change.kind == "image":
+            text, picture = whole_text(change.draft.drawn, problem.text_end), list(change.draft.drawn.image_tokens)
+            picture[change.position] = change.token
+            redrawn = Forced(tuple(picture), then=image, free=_redrawn(change, problem, settings))
+            ask = Ask(Forced(text), redrawn, note=_changed(change))
         else:
-            picture = (*drawn.image_tokens[:at], best.token, *drawn.image_tokens[at + 1 :])
-            changed = Forced(picture, then=image, free=_redrawn(best, problem, settings))
-            ask = Ask(Forced(whole_text(drawn, problem.text_end)), changed, note=_change(best))
+            ask = Ask(Forced(change.words, then=rest), image, settings.text_ratio, note=_changed(change))
 
 
 def _note(move: str, why: str) -> dict[str, object]:
@@ -93,26 +96,51 @@ def _note(move: str, why: str) -> dict[str, object]:
     return {"move": move, "why": why, "text_searched": 0, "image_searched": 0}
 
 
-def _change(to: Candidate) -> dict[str, object]:
-    what, where = ("word", "reasoning") if to.kind == "text" else ("token", "picture")
-    why = f"Another {what} {to.position + 1} in the {where} of draft {to.draft.number} (belief {to.belief:.2g})."
-    chosen = {"text_searched": to.position + 1} if to.kind == "text" else {"image_changed": [to.position]}
-    facts = {"of_draft": to.draft.number, "position": to.position, "belief": to.belief}
-    return _note(to.kind, why) | facts | chosen
+def _changed(to: Candidate) -> dict[str, object]:
+    number, place = to.draft.number, to.position + 1
+    if to.kind == "image":
+        why = f"Another token {place} in the picture of draft {number} (belief {to.belief:.2g})."
+        facts: dict[str, object] = {"position": to.position, "image_changed": [to.position]}
+    elif to.kind == "text":
+        why = f"Another word {place} in the reasoning of draft {number} (belief {to.belief:.2g})."
+        facts = {"position": to.position, "text_searched": place}
+    else:
+        why = f"The plan of draft {number} once more."
+        facts = {"text_searched": len(to.words)}
+    return _note(to.kind, why) | {"of_draft": number, "belief": to.belief} | facts
+
+
+@dataclass
+class Plan:
+    """The first lambda_t of a reasoning: how far it was believed beforehand, its best draft, and how much reward its
+    drafts lacked in all."""
+
+    words: tuple[int, ...]
+    prior: float
+    best: Draft
+    lacked: float = 0.0
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """Another token at one position of a draft. `site` stands for the choice (what was chosen before it), `key` for
-    the change: the site and the new token."""
+    """Another token at one position of a draft, or its plan once more. `site` stands for the choice (what was chosen
+    before it), `key` for the change: the site and the new token. `belief` is prior(plan) q."""
 
     draft: Draft
-    kind: str  # 'text' or 'image'
-    position: int
-    token: int
+    plan: Plan
+    kind: Literal["text", "image", "again"]
     belief: float
-    site: int
-    key: int
+    position: int = 0
+    token: int = 0
+    site: int = 0
+    key: int = 0
+
+    @property
+    def words(self) -> tuple[int, ...]:
+        """The text tokens to keep, with the changed one."""
+        if self.kind == "again":
+            return self.plan.words
+        return (*self.draft.drawn.text_tokens[: self.position], self.token)
 
 
 class Candidates:
@@ -123,58 +151,80 @@ class Candidates:
         self.open: list[Candidate] = []
         self.tried: set[int] = set()
         self.changed: Counter[int] = Counter()
+        self.plans: dict[tuple[int, ...], Plan] = {}
         self.texts: dict[tuple[int, ...], list[tuple[int, int, float]]] = {}  # what each text could have said instead
         self.best_reward = 0.0
 
-    def add(self, draft: Draft) -> None:
-        """List what else this draft could have chosen. A draft without a score says nothing about its choices."""
+    def add(self, draft: Draft, change: Candidate | None = None) -> None:
+        """List what else this draft, drawn by this change, could have chosen. A draft without a score says nothing
+        about its choices."""
         drawn = draft.drawn
         text, picture = whole_text(drawn, self.problem.text_end), drawn.image_tokens
         text_keys, image_keys = _keys(0, text), _keys(hash(drawn.text_tokens), picture)
         self.tried.update(
             hash(pair) for pair in (*zip(text_keys, text, strict=True), *zip(image_keys, picture, strict=True))
         )
-        if draft.reward is None or drawn.latents is None:
+        reward, latents = draft.reward, drawn.latents
+        if reward is None or latents is None:
             return
-        self.best_reward = max(self.best_reward, draft.reward)
-        places = wrong_places(draft, self.problem.grid) if self.settings.use_places else None
-        found = []
         draft = draft.without_latents()
-        sure = math.ceil(self.settings.text_ratio * len(drawn.text_tokens))
+        self.best_reward = max(self.best_reward, reward)
+        plan = self._plan(draft, reward, change)
         if drawn.text_tokens not in self.texts:  # a repaired picture keeps its text, which was not run again
-            self.texts[drawn.text_tokens] = list(_alternatives(self.problem.text_logits(drawn.latents.text), text))
-        for i, token, belief in self.texts[drawn.text_tokens]:
-            belief *= 1.0 if i < sure else self.settings.tail
-            found.append(Candidate(draft, "text", i, token, belief, text_keys[i], hash((text_keys[i], token))))
-        image_logits = self.problem.image_logits(drawn.latents.image, drawn.guidance)
-        for i, token, belief in _alternatives(image_logits, picture):
+            self.texts[drawn.text_tokens] = list(_alternatives(self.problem.text_logits(latents.text), text))
+        found = [
+            Candidate(draft, plan, "text", plan.prior * q, i, token, text_keys[i], hash((text_keys[i], token)))
+            for i, token, q in self.texts[drawn.text_tokens]
+        ]
+        places = wrong_places(draft, self.problem.grid) if self.settings.use_places else None
+        for i, token, q in _alternatives(self.problem.image_logits(latents.image, drawn.guidance), picture):
             if places is None or i in places:
                 site = hash((drawn.text_tokens, i))  # whatever was drawn before: one place, one text
-                found.append(Candidate(draft, "image", i, token, belief, site, hash((image_keys[i], token))))
+                key = hash((image_keys[i], token))
+                found.append(Candidate(draft, plan, "image", plan.prior * q, i, token, site, key))
         if self.settings.rank == "random":
-            found = [
-                replace(one, belief=float(luck))
-                for one, luck in zip(found, self.problem.rng.random(len(found)), strict=True)
-            ]
+            luck = self.problem.rng.random(len(found)).tolist()
+            found = [replace(one, belief=chance) for one, chance in zip(found, luck, strict=True)]
         self.open += found
 
+    def _plan(self, draft: Draft, reward: float, change: Candidate | None) -> Plan:
+        """The plan of this draft, with what the draft's reward says of it."""
+        if change is None or change.kind == "text":
+            tokens = draft.drawn.text_tokens
+            words = tokens[: math.ceil(self.settings.text_ratio * len(tokens))]
+            prior = change.belief if change is not None else 1.0
+            plan = self.plans.setdefault(words, Plan(words, prior, draft))
+        else:
+            plan = change.plan
+        plan.lacked += 1 - reward
+        if reward > (plan.best.reward or 0.0):
+            plan.best = draft
+        return plan
+
     def take(self) -> Candidate | None:
-        """The candidate of the highest weight, which then counts as tried; None where a new draft is worth more."""
+        """The candidate of the highest weight, which then counts as tried; None where nothing has any weight."""
         if self.settings.remember:
             self.open = [candidate for candidate in self.open if candidate.key not in self.tried]
-        best = max(self.open, key=self.weight, default=None)
-        if best is None or self.weight(best) <= self.settings.fresh:
+        again = [Candidate(plan.best, plan, "again", plan.prior) for plan in self.plans.values()]
+        best = max(self.open + again, key=self.weight, default=None)
+        if best is None or self.weight(best) == 0:
             return None
-        self.tried.add(best.key)
-        self.changed[best.site] += 1
+        if best.kind != "again":
+            self.tried.add(best.key)
+            self.changed[best.site] += 1
         return best
 
     def weight(self, candidate: Candidate) -> float:
-        """q(i, a) * exp(-kappa (R_best - R)) * decay^n."""
-        assert candidate.draft.reward is not None
-        behind = self.best_reward - candidate.draft.reward
-        tried = self.changed[candidate.site]
-        return candidate.belief * math.exp(-self.settings.kappa * behind) * self.settings.decay**tried
+        """How much this change is worth trying, as the head of this file says."""
+        reward, settings = candidate.draft.reward, self.settings
+        assert reward is not None
+        weight = candidate.belief * math.exp(-settings.kappa * (self.best_reward - reward))
+        if candidate.kind == "text":
+            return weight
+        weight *= math.exp(-settings.doubt * candidate.plan.lacked)
+        if candidate.kind == "again":
+            return weight * settings.again
+        return weight * settings.decay ** self.changed[candidate.site]
 
 
 def _keys(start: int, tokens: Sequence[int]) -> list[int]:
