@@ -7,7 +7,7 @@ STAMP := .venv/.installed
 .PHONY: demo test test-slow compare lint install clean
 
 demo: $(STAMP)  ## draw a hard prompt with the embedded model
-	$(BIN)/milr generate "$(PROMPT)" --search repair --out out/demo --overwrite
+	$(BIN)/milr generate "$(PROMPT)" --out out/demo --overwrite
 
 test: lint  ## lint, types, tests
 	$(BIN)/pytest -q

@@ -217,3 +217,17 @@ def test_bench_on_the_command_line(milr):
     report = json.loads((milr.folder / "c" / "report.json").read_text())
     assert report["prompts"] == 3
     assert math.isclose(report["methods"][0]["mean_calls"], 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["toys", "--category", "toy"], "has no categories; leave --category out"),
+        (["scenes", "--category", "ridle"], "Did you mean 'riddle'"),
+    ],
+)
+def test_bench_refuses_a_category_that_is_not_there(milr, arguments, said):
+    run = milr("bench", *arguments, *TOY, "--out", "c")
+    assert run.returncode == 2
+    assert said in run.stderr
+    assert not (milr.folder / "c").exists()

@@ -3,7 +3,7 @@
     import milr
 
     model = milr.load("lab")
-    result = milr.generate(model, "two red foxes above a blue car", search="milr", reward="scene", budget=20, seed=0)
+    result = milr.generate(model, "two red foxes above a blue car", reward="scene", budget=20, seed=0)
     result.image.show()
     result.save("foxes")  # image.png, drafts/, trajectory.json, trajectory.html
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -93,7 +93,7 @@ def generate(
         str,
         typer.Option(help="Model: a name of 'milr list models', a hub id (owner/name) or a checkpoint's folder."),
     ] = "lab",
-    search: Annotated[str, typer.Option(help="Search strategy: a name of 'milr list searches'.")] = "milr",
+    search: Annotated[str, typer.Option(help="Search strategy: a name of 'milr list searches'.")] = "repair",
     preset: Annotated[str | None, typer.Option(help="Named settings of the search, e.g. paper, official.")] = None,
     reward: Annotated[
         str | None,
@@ -347,6 +347,9 @@ def bench(
         ),
     ] = None,
     limit: Annotated[int, typer.Option(min=1, max=100_000, help="Prompts.")] = 300,
+    category: Annotated[
+        list[str] | None, typer.Option(help="Only this category; repeatable.", show_default="all, in turn")
+    ] = None,
     prompt_seed: Annotated[int, typer.Option(help="Seed of the prompts.")] = 7,
     seeds: Annotated[int, typer.Option(min=1, max=1000, help="Searches of each prompt.")] = 1,
     seed: Annotated[int, typer.Option(help="Seed of the searches.")] = 0,
@@ -366,6 +369,11 @@ def bench(
     from milr import registry
 
     found = registry.find("benchmark", benchmark)
+    if category:
+        categories = getattr(registry.load(found), "CATEGORIES", ())
+        if not categories:
+            raise UserError(f"The benchmark '{benchmark}' has no categories; leave --category out.")
+        _check_categories(category, categories)
     for critic in (reward, held_out):
         if critic is not None:
             registry.find("critic", critic)
@@ -395,7 +403,7 @@ def bench(
 
     report = run_bench(
         load(model, device=device, dtype=dtype),
-        registry.load(found).tasks(limit, prompt_seed),
+        registry.load(found).tasks(limit, prompt_seed, *([tuple(category)] if category else ())),
         out,
         methods=methods,
         baseline=baseline or (BASELINE if BASELINE in names else names[0]),
@@ -404,7 +412,7 @@ def bench(
         seeds=seeds,
         critic=reward,
         held_out=held_out,
-        about={"benchmark": benchmark, "prompt_seed": prompt_seed},
+        about={"benchmark": benchmark, "prompt_seed": prompt_seed, **({"categories": category} if category else {})},
         tell=tell,
     )
     print(to_markdown(report))
@@ -489,6 +497,16 @@ def doctor(device: Device = "auto") -> None:
 # --- lab ------------------------------------------------------------------------------------------------------
 
 
+def _check_categories(chosen: Iterable[str] | None, there: Sequence[str]) -> None:
+    from milr.registry import did_you_mean
+
+    for name in chosen or ():
+        if name not in there:
+            raise UserError(
+                f"Unknown category '{_line(name, 60)}'.{did_you_mean(name, there)} There are {', '.join(there)}."
+            )
+
+
 @lab.command("prompts")
 def lab_prompts(
     n: Annotated[int, typer.Option("--n", min=1, max=10_000, help="How many.")] = 20,
@@ -500,14 +518,8 @@ def lab_prompts(
 ) -> None:
     """Test prompts of the embedded world, none of them seen in training, with the checks that decide them."""
     from milr.lab.curriculum import CATEGORIES, prompt_records
-    from milr.registry import did_you_mean
 
-    for name in category or ():
-        if name not in CATEGORIES:
-            raise UserError(
-                f"Unknown category '{_line(name, 60)}'.{did_you_mean(name, CATEGORIES)} "
-                f"There are {', '.join(CATEGORIES)}."
-            )
+    _check_categories(category, CATEGORIES)
     for record in prompt_records(n, seed, tuple(category or CATEGORIES)):
         print(json.dumps(record) if as_json else f"{record['category']:12} {record['prompt']}")
 

@@ -270,6 +270,17 @@ def test_a_whole_forced_draft_costs_nothing(tiny_backbone: JanusBackbone) -> Non
     assert (drawn.cost.decoded_tokens, drawn.cost.prefilled_tokens) == (0, 0)
 
 
+def test_a_text_of_one_forced_word_waits_for_longer_ones_beside_it(tiny_backbone: JanusBackbone) -> None:
+    """A row whose only stop is its first word is idle from then on, right at the start of its tokens."""
+    closed = Ask(Forced((7, tiny_backbone.text_end())), text_ratio=1.0)
+    orders = [Order("a red apple", closed, 1), *(Order(prompt, Ask(text_ratio=1.0), 1) for prompt in PROMPTS[:3])]
+    together = tiny_backbone.draw(orders)
+    assert together[0].text_tokens == (7,)
+    alone = [tiny_backbone.draw([order])[0] for order in orders]
+    assert [tokens(drawn) for drawn in together] == [tokens(drawn) for drawn in alone]
+    assert_close(together[0].latents.text, alone[0].latents.text)  # type: ignore[union-attr]
+
+
 def test_streams_differ_and_repeat(tiny_backbone: JanusBackbone) -> None:
     first, again, other = (draw(tiny_backbone, "a red apple", stream, text=Sample()) for stream in (7, 7, 8))
     assert tokens(first) == tokens(again)

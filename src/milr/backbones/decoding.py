@@ -285,7 +285,7 @@ def _run(decoder: Decoder, stage: Stage, plans: Sequence[Plan]) -> list[Decoded]
         rows = torch.from_numpy(live).to(device)
         queries = torch.from_numpy(first).to(device)[:, None] + torch.arange(length, device=device)
         if turn:
-            fed = tokens[rows].gather(1, (queries - 1).clamp(max=stage.length - 1))
+            fed = tokens[rows].gather(1, (queries - 1).clamp(0, stage.length - 1))
             inputs = stage.embed(fed).repeat(branches, 1, 1)
         else:
             inputs = _prefill_inputs(decoder, stage, plans, stop, tokens, length)

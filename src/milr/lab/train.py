@@ -218,6 +218,7 @@ def write_card(out: Path, recipe: Recipe, device: str, prompts: int, tell: Tell)
                     "drawings": plan.steps * plan.diet.drawings,
                     "pages": plan.steps * plan.diet.questions,
                     "questions": plan.steps * plan.diet.questions * QUESTIONS_PER_PAGE,
+                    "asks_all_categories_alike": plan.even_pages,
                     "drawing_errors": asdict(plan.errors),
                 }
                 for stage, plan in plans(recipe).items()

@@ -41,7 +41,7 @@ class Request:
     `settings` are those of the search, as text (`--set`) or values; they win over `preset`.
     """
 
-    search: str = "milr"
+    search: str = "repair"
     preset: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     reward: str | Critic | None = None
@@ -141,7 +141,7 @@ def generate(
     model: Backbone | str,
     prompt: str,
     *,
-    search: str = "milr",
+    search: str = "repair",
     preset: str | None = None,
     settings: Mapping[str, Any] | None = None,
     reward: str | Critic | None = None,
