@@ -251,15 +251,24 @@ def to_markdown(report: Mapping[str, Any]) -> str:
     lines += _category_table(report)
     if any("held_out" in row for row in report["methods"]):
         lines += _held_out_table(report)
-    for row in report["methods"]:
-        reached = row.get("to_reach_baseline")
-        if reached:
-            lines.append(
-                f"- {row['name']} reaches the baseline's success at {report['budget']} calls with a budget of "
-                f"{reached['budget']}: {reached['share_of_tokens']:.0%} of its tokens, "
-                f"{reached['share_of_seconds']:.0%} of its seconds."
-            )
+    lines += [line for row in report["methods"] if (line := _cost_line(row, report))]
     return "\n".join([*lines, ""])
+
+
+def _cost_line(row: Mapping[str, Any], report: Mapping[str, Any]) -> str:
+    """Failures left at the full budget, and what it takes to be as good as the baseline."""
+    pair = row.get("against_baseline", {}).get(str(report["calls"][-1]))
+    if pair is None:
+        return ""
+    mine, theirs = (round(failures * report["seeds"]) for failures in pair["failures"])
+    line = f"- {row['name']} leaves {mine} failures of {report['prompts'] * report['seeds']}, the baseline {theirs}"
+    reached = row["to_reach_baseline"]
+    if reached is None:
+        return f"{line}, whose success it does not reach."
+    return (
+        f"{line}, whose success it reaches with a budget of {reached['budget']}: "
+        f"{reached['share_of_tokens']:.0%} of its tokens, {reached['share_of_seconds']:.0%} of its seconds."
+    )
 
 
 def _category_table(report: Mapping[str, Any]) -> list[str]:

@@ -1,0 +1,89 @@
+#!/bin/sh
+# Runs what docs/results.md reports, into out/results: tools/results.sh [PART...], all parts without a name.
+# Killed, it goes on where it stopped. Prompts of seeds 901 to 999 were looked at while milr was developed; those of
+# seeds from 31001 on are only for reports.
+set -eu
+cd "$(dirname "$0")/.."
+
+bench() { # NAME OPTIONS METHOD...
+  name=$1 options=$2
+  shift 2
+  for method in "$@"; do
+    options="$options --search $method"
+  done
+  echo "== $name"
+  # shellcheck disable=SC2086  # no option and no method holds a space
+  .venv/bin/milr bench scenes --out "out/results/$name" $options
+}
+
+sampled=best-of-n:sampled-text
+greedy=best-of-n:greedy-text
+cool=image_temperature=0.7
+sampled_tuned=$sampled,$cool,guidance=1.5                # what tuning chose: most solved at 20 calls
+greedy_tuned=$greedy,image_temperature=1.3,guidance=1.5
+development="--prompt-seed 921 --limit 120 --category riddle --category composition --category position
+  --category attribute --category counting"
+
+for part in ${*:-tuning main ablation milr diagnosis critics noise ratios}; do
+  case $part in
+  tuning) # the same effort for each of the three: the default and seven others
+    bench tuning-best-of-n "$development" \
+      $sampled $sampled,$cool $sampled,image_temperature=0.85 $sampled,text_temperature=0.7 \
+      $sampled,text_temperature=1.3 $sampled,guidance=1.0 $sampled,guidance=1.5 $sampled_tuned \
+      $greedy $greedy,$cool $greedy,image_temperature=0.85 $greedy,image_temperature=1.3 \
+      $greedy,guidance=1.0 $greedy,guidance=1.5 $greedy,$cool,guidance=1.5 $greedy_tuned
+    bench tuning-repair "$development" \
+      repair repair,again=0.1 repair,$cool repair,image_temperature=0.85 repair,text_temperature=0.7 \
+      repair,text_temperature=1.3 repair,guidance=1.0 repair,guidance=1.5
+    ;;
+  main) # the bar: both best-of-N as tuned, the stronger one also untuned; repair untuned
+    bench main "--prompt-seed 31001 --limit 600 --seeds 2 --baseline $sampled_tuned" \
+      $sampled_tuned repair $sampled $greedy_tuned
+    ;;
+  ablation)
+    bench ablation "--prompt-seed 31002 --limit 300 --baseline repair" \
+      repair repair,text_ratio=0 repair,image_ratio=0 repair,again=0 repair,doubt=0 repair,kappa=0 repair,decay=1 \
+      repair,use_places=false repair,remember=false repair,rank=random $sampled
+    ;;
+  milr) # the published method, each change alone, then together
+    bench milr "--prompt-seed 31003 --limit 300 --baseline $sampled" \
+      $sampled milr:paper milr:paper,reward_offset=-1 milr:paper,baseline=mean milr:paper,text_prefix=sampled \
+      milr:paper,text_rest=sampled milr:official milr:repaired
+    ;;
+  diagnosis) # wrong readings and wrong drawings before and after, moves, walks of the latents
+    mkdir -p out/results
+    for search in repair milr:paper milr:repaired; do
+      echo "== diagnosis of $search"
+      .venv/bin/python -m milr.runs.diagnose $search --prompts 300 --seed 31006 \
+        --out "out/results/diagnosis-${search#*:}.json"
+    done
+    ;;
+  critics) # imperfect ones, judged by the oracle
+    for reward in scene-noisy scene-blind scene-lite self; do
+      case $reward in self) limit=150 ;; *) limit=300 ;; esac # P(yes) never is 1: always all the calls
+      bench "critic-$reward" "--prompt-seed 31004 --limit $limit --reward $reward --held-out scene --baseline $sampled" \
+        $sampled repair repair,use_places=false
+    done
+    ;;
+  noise) # a critic that knows nothing
+    bench noise "--prompt-seed 31005 --limit 100 --reward noise --held-out scene --baseline single" \
+      single $sampled milr:paper milr:official repair
+    ;;
+  ratios) # lambda_t x lambda_v
+    for search in milr:repaired repair; do
+      methods=
+      for text in 0.1 0.2 0.4 1; do
+        for image in 0.02 0.1 0.4 1; do
+          methods="$methods $search,text_ratio=$text,image_ratio=$image"
+        done
+      done
+      # shellcheck disable=SC2086
+      bench "ratios-${search%%:*}" "--prompt-seed 941 --limit 200" $methods
+    done
+    ;;
+  *)
+    echo "unknown part: $part; there are tuning main ablation milr diagnosis critics noise ratios" >&2
+    exit 2
+    ;;
+  esac
+done
