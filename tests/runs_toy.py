@@ -6,5 +6,5 @@ from toy_milr.critic import Redness
 
 
 def draw(prompt="two red foxes", **options):
-    """A result of the toy model, judged by the toy critic."""
-    return milr.generate(ToyBackbone(), prompt, **{"reward": Redness(), "budget": 6, **options})
+    """A result of the toy model with the published method, judged by the toy critic."""
+    return milr.generate(ToyBackbone(), prompt, **{"search": "milr", "reward": Redness(), "budget": 6, **options})
