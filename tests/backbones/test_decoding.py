@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import example, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
@@ -157,9 +158,26 @@ def test_a_draft_is_the_same_alone_and_in_batches(tiny_backbone: JanusBackbone) 
             assert np.abs(difference).max() <= 1
 
 
-# The same examples every time: the promise holds up to ties between floats, and random streams find one now and then
-# (stream 59_216_674_572 at pads=0 is one on some machines).
-@settings(deadline=None, max_examples=15, derandomize=True)
+def nearest_edge(backbone: JanusBackbone, order: Order) -> float:
+    """How near a random number of this draft comes to the edge between two tokens, over all that it chooses."""
+    (drawn,) = backbone.draw([Order(order.prompt, replace(order.ask, text_ratio=1.0, image_ratio=1.0), order.stream)])
+    assert drawn.latents is not None
+    distances = []
+    for stage, logits in enumerate(
+        (backbone.text_logits(drawn.latents.text), backbone.image_logits(drawn.latents.image, drawn.guidance))
+    ):
+        edges = logits.double().softmax(-1).cumsum(-1)
+        numbers = torch.from_numpy(uniforms(order.stream, stage, len(edges)))
+        distances.append((edges - numbers[:, None]).abs().min())
+    return float(min(distances))
+
+
+# The promise holds up to ties between floats: logits differ by some 5e-6 from batch to batch, edges by less than 1e-6.
+# At stream 59_216_674_572 a number lay within 4e-7 of an edge, and the draft took one token or its neighbour.
+TIE = 2e-6
+
+
+@settings(deadline=None, max_examples=15)
 @given(pads=st.integers(0, 64), stream=st.integers(0, 2**70), place=st.integers(0, 1))
 def test_padding_never_matters(tiny_backbone: JanusBackbone, pads: int, stream: int, place: int) -> None:
     """Beside a prompt that is up to 64 tokens longer, a draft stays what it is alone."""
@@ -167,6 +185,7 @@ def test_padding_never_matters(tiny_backbone: JanusBackbone, pads: int, stream: 
     orders = [short, Order("x" + "~" * pads, Ask(text=Sample()), stream + 1)]
     lengths = [len(tiny_backbone.prompts.reasoning(order.prompt)) for order in orders]
     assert lengths[1] - lengths[0] == pads, "each ~ is one token"
+    assume(nearest_edge(tiny_backbone, short) > TIE)
     together = tiny_backbone.draw(orders[::-1] if place else orders)
     assert tokens(together[place]) == tokens(tiny_backbone.draw([short])[0])
 
