@@ -1,6 +1,6 @@
 # Everything starts here: each target installs what it needs into .venv first, and is quick the second time.
 PYTHON ?= python3
-PROMPT ?= three yellow cats above a red bus
+PROMPT ?= a yellow animal that says moo
 BIN := .venv/bin
 STAMP := .venv/.installed
 

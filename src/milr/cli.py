@@ -251,6 +251,16 @@ def _settings(given: Iterable[str]) -> dict[str, str]:
     return found
 
 
+def _check_categories(chosen: Iterable[str] | None, there: Sequence[str]) -> None:
+    from milr.registry import did_you_mean
+
+    for name in chosen or ():
+        if name not in there:
+            raise UserError(
+                f"Unknown category '{_line(name, 60)}'.{did_you_mean(name, there)} There are {', '.join(there)}."
+            )
+
+
 def _check_model(model: str) -> None:
     """Find a wrong name before torch is imported. Hub ids and folders are the loader's business."""
     from milr import registry
@@ -368,12 +378,11 @@ def bench(
     """Searches side by side on the same prompts at equal cost, with intervals; killed, it goes on where it stopped."""
     from milr import registry
 
-    found = registry.find("benchmark", benchmark)
+    prompts = registry.load(registry.find("benchmark", benchmark))
     if category:
-        categories = getattr(registry.load(found), "CATEGORIES", ())
-        if not categories:
+        if not hasattr(prompts, "CATEGORIES"):
             raise UserError(f"The benchmark '{benchmark}' has no categories; leave --category out.")
-        _check_categories(category, categories)
+        _check_categories(category, prompts.CATEGORIES)
     for critic in (reward, held_out):
         if critic is not None:
             registry.find("critic", critic)
@@ -403,7 +412,7 @@ def bench(
 
     report = run_bench(
         load(model, device=device, dtype=dtype),
-        registry.load(found).tasks(limit, prompt_seed, *([tuple(category)] if category else ())),
+        prompts.tasks(limit, prompt_seed, *([tuple(category)] if category else ())),
         out,
         methods=methods,
         baseline=baseline or (BASELINE if BASELINE in names else names[0]),
@@ -495,16 +504,6 @@ def doctor(device: Device = "auto") -> None:
 
 
 # --- lab ------------------------------------------------------------------------------------------------------
-
-
-def _check_categories(chosen: Iterable[str] | None, there: Sequence[str]) -> None:
-    from milr.registry import did_you_mean
-
-    for name in chosen or ():
-        if name not in there:
-            raise UserError(
-                f"Unknown category '{_line(name, 60)}'.{did_you_mean(name, there)} There are {', '.join(there)}."
-            )
 
 
 @lab.command("prompts")
