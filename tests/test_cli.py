@@ -219,14 +219,25 @@ def test_bench_on_the_command_line(milr):
     assert math.isclose(report["methods"][0]["mean_calls"], 1)
 
 
+@pytest.mark.parametrize("benchmark", [["geneval"], ["t2i-compbench"], ["custom", "--data", "products"]])
+def test_bench_runs_prompts_of_others(milr, benchmark):
+    run = milr("bench", *benchmark, "--limit", "2", "--budget", "2", *TOY, "--search", "single", "--out", "c")
+    assert run.returncode == 0, run.stderr
+    assert json.loads((milr.folder / "c" / "report.json").read_text())["prompts"] == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (["toys", "--category", "toy"], "has no categories; leave --category out"),
         (["scenes", "--category", "ridle"], "Did you mean 'riddle'"),
+        (["wise"], "may not ship"),
+        (["scenes", "--data", "x.txt"], "leave --data out"),
+        (["custom", "--data", "product"], "Cannot read product"),
+        (["custom", "--data", "products", "--category", "ships"], "no prompt"),
     ],
 )
-def test_bench_refuses_a_category_that_is_not_there(milr, arguments, said):
+def test_bench_refuses_prompts_that_are_not_there(milr, arguments, said):
     run = milr("bench", *arguments, *TOY, "--out", "c")
     assert run.returncode == 2
     assert said in run.stderr

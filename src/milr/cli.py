@@ -21,6 +21,7 @@ from milr.version import __version__
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from milr.drafts import Task
     from milr.runs.generate import Result
     from milr.runs.output import Folder
 
@@ -356,7 +357,15 @@ def bench(
             show_default="those of the README's table",
         ),
     ] = None,
-    limit: Annotated[int, typer.Option(min=1, max=100_000, help="Prompts.")] = 300,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=100_000, help="Prompts, evenly over the categories.", show_default="300; fixed sets: all"
+        ),
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Your copy of the prompts (wise), your own, or a pack (custom).")
+    ] = None,
     category: Annotated[
         list[str] | None, typer.Option(help="Only this category; repeatable.", show_default="all, in turn")
     ] = None,
@@ -378,11 +387,7 @@ def bench(
     """Searches side by side on the same prompts at equal cost, with intervals; killed, it goes on where it stopped."""
     from milr import registry
 
-    prompts = registry.load(registry.find("benchmark", benchmark))
-    if category:
-        if not hasattr(prompts, "CATEGORIES"):
-            raise UserError(f"The benchmark '{benchmark}' has no categories; leave --category out.")
-        _check_categories(category, prompts.CATEGORIES)
+    tasks = _tasks_of(benchmark, limit, prompt_seed, category, data)
     for critic in (reward, held_out):
         if critic is not None:
             registry.find("critic", critic)
@@ -412,7 +417,7 @@ def bench(
 
     report = run_bench(
         load(model, device=device, dtype=dtype),
-        prompts.tasks(limit, prompt_seed, *([tuple(category)] if category else ())),
+        tasks,
         out,
         methods=methods,
         baseline=baseline or (BASELINE if BASELINE in names else names[0]),
@@ -426,6 +431,29 @@ def bench(
     )
     print(to_markdown(report))
     print(f"written: {', '.join(str(out / name) for name in ('report.md', 'report.json', 'curves.svg'))}")
+
+
+def _tasks_of(
+    benchmark: str, limit: int | None, prompt_seed: int, category: list[str] | None, data: Path | None
+) -> Sequence[Task]:
+    """The prompts that the options choose. `milr.benchmarks.base` says what a benchmark may offer."""
+    from milr import registry
+
+    prompts = registry.load(registry.find("benchmark", benchmark))
+    takes_data = hasattr(prompts, "DATA_HELP")
+    if data is not None and not takes_data:
+        raise UserError(f"The benchmark '{benchmark}' has its prompts; leave --data out.")
+    if category and hasattr(prompts, "CATEGORIES"):
+        _check_categories(category, prompts.CATEGORIES)
+    elif category and not takes_data:
+        raise UserError(f"The benchmark '{benchmark}' has no categories; leave --category out.")
+    count = limit if limit is not None or getattr(prompts, "FIXED", takes_data) else 300
+    found: Sequence[Task] = prompts.tasks(
+        count, prompt_seed, *([tuple(category)] if category else ()), **({"data": data} if takes_data else {})
+    )
+    if not found:
+        raise UserError(f"No prompt of '{benchmark}' is left; ask for other categories.")
+    return found
 
 
 # --- list, doctor ---------------------------------------------------------------------------------------------

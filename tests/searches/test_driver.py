@@ -249,6 +249,19 @@ def test_searches_run_side_by_side_and_places_are_filled() -> None:
     assert backbone.batches == [2, 2, 2, 2, 1, 1]
 
 
+def test_no_search_sees_what_only_critics_may_know() -> None:
+    seen = []
+
+    def peeping(problem: Problem, settings: None) -> Search:
+        seen.append(problem.task)
+        yield Ask()
+
+    task = Task("a fox", id="7", category="riddle", metadata={"explanation": "the answer"})
+    (trajectory,) = drive(Toy(), CountingCritic(noise), [task], peeping, None)
+    assert seen == [Task("a fox", id="7", category="riddle")]
+    assert trajectory.task == task
+
+
 def test_held_out_critics_score_the_chosen_image_only_and_cost_nothing() -> None:
     held_out = CountingCritic(noise, name="other")
     broken = FixedCritic(lambda images: [Score(math.nan) for _ in images])

@@ -24,6 +24,7 @@ Search = Generator[Ask, Draft, int | None]
 class Problem:
     """What a search may know of its task and of the frozen heads.
 
+    `task` comes without its metadata, which is for critics: it may hold the answer.
     `text_logits`: [T, D] -> [T, V_text]; `image_logits`: ([T, 2, D], guidance) -> [T, V_image]; both
     differentiable in the latents. `rng` is the search's own random stream (the drafts have theirs), derived
     from run seed, task id and seed index. `budget` is the number of reward calls, the first draft included.

@@ -176,7 +176,7 @@ def drive_lazily(
 
     def start(task: Task, seed_index: int) -> Lane:
         problem = Problem(
-            task=task,
+            task=replace(task, metadata={}),  # it may hold the answer: checks, detector classes, WISE's explanations
             text_logits=backbone.text_logits,
             image_logits=backbone.image_logits,
             rng=search_rng(seed, task.id, seed_index),

@@ -1,0 +1,118 @@
+"""WISE: 1,000 prompts that need world knowledge, judged by a vision-language model (arXiv 2503.07265). Legacy protocol.
+
+The prompts have no licence that lets milr ship them: bring your own copy of the JSON files (`--data FOLDER` or FILE).
+A judge says consistency, realism and aesthetic quality, 0 to 2 each. `wise_verified.py` has the later, binary
+protocol.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from milr.benchmarks.base import spread
+from milr.drafts import Task, UserError
+
+NAME = "wise"
+SUMMARY = "WISE: 1,000 knowledge prompts, legacy score (from your copy: --data)"
+VERSION = 1
+CATEGORIES = ("culture", "time", "space", "biology", "physics", "chemistry")
+DATA_HELP = "the folder, or one file, of the JSON files in the WISE repository"
+REWARD = "judge"
+FIRST_IDS = (1, 401, 568, 701, 801, 901)  # of each category
+LAST_ID = 1000
+WEIGHTS = (0.7, 0.2, 0.1)  # consistency, realism, aesthetic quality
+BEST = 2
+
+
+def tasks(
+    count: int | None = None, seed: int = 0, categories: tuple[str, ...] = CATEGORIES, *, data: Path | None = None
+) -> list[Task]:
+    """The prompts in the user's copy, or `count` of them, evenly over the categories; ids are 'wise-<prompt_id>'.
+
+    `seed` changes nothing. `metadata` holds `prompt_id`, `subcategory` and `explanation`; the explanation gives the
+    answer away, so it is for the judge alone (the driver shows no search a task's metadata).
+    """
+    return read_tasks("wise", data, FIRST_IDS, count, categories)
+
+
+def score(consistency: float, realism: float, aesthetic: float) -> float:
+    """WiScore of one image, in [0, 1]: (0.7 consistency + 0.2 realism + 0.1 aesthetic quality) / 2; each is 0 to 2."""
+    grades = (consistency, realism, aesthetic)
+    if not all(0 <= grade <= BEST for grade in grades):
+        raise ValueError(f"WISE's grades lie between 0 and 2, not {grades}")
+    return sum(weight * grade for weight, grade in zip(WEIGHTS, grades, strict=True)) / BEST
+
+
+def overall(by_category: Mapping[str, float]) -> float:
+    """The benchmark's score: categories weighted by their share of the 1,000 prompts (.4 .167 .133 .1 .1 .1)."""
+    return weighted(by_category, FIRST_IDS)
+
+
+# --- Shared with wise_verified ----------------------------------------------------------------------------------
+
+
+def read_tasks(
+    name: str, data: Path | None, first_ids: Sequence[int], count: int | None, categories: Sequence[str]
+) -> list[Task]:
+    """Tasks out of the user's copy. Raises UserError where there is none, or where a file is not WISE's."""
+    if data is None:
+        raise UserError(f"milr may not ship the prompts of '{name}'; give your copy with --data: {DATA_HELP}.")
+    files = sorted(data.glob("*.json")) if data.is_dir() else [data]
+    if not files:
+        raise UserError(f"There is no JSON file in {data}; --data is {DATA_HELP}.")
+    lines = sorted((line for file in files for line in _read(file)), key=lambda line: int(line["prompt_id"]))
+    ids = [int(line["prompt_id"]) for line in lines]
+    if len(set(ids)) < len(ids):
+        raise UserError(f"{data} has a prompt_id twice (legacy and verified files together?); keep one version there.")
+    every = [
+        Task(
+            str(line["Prompt"]),
+            id=f"{name}-{int(line['prompt_id'])}",
+            category=category_of(int(line["prompt_id"]), first_ids),
+            metadata={
+                "prompt_id": int(line["prompt_id"]),
+                "subcategory": str(line.get("Subcategory", "")),
+                "explanation": str(line.get("Explanation", "")),
+            },
+        )
+        for line in lines
+    ]
+    return spread([task for task in every if task.category in categories], count)
+
+
+def category_of(prompt_id: int, first_ids: Sequence[int]) -> str:
+    """The category of a prompt; WISE's own scorers go by these ranges of ids."""
+    return [name for name, first in zip(CATEGORIES, first_ids, strict=True) if prompt_id >= first][-1]
+
+
+def weighted(by_category: Mapping[str, float], first_ids: Sequence[int]) -> float:
+    """The mean over the categories, weighted by how many of the 1,000 prompts each has."""
+    ends = (*first_ids[1:], LAST_ID + 1)
+    sizes = {name: end - first for name, first, end in zip(CATEGORIES, first_ids, ends, strict=True)}
+    total = sum(sizes[name] for name in by_category)
+    return sum(sizes[name] * value for name, value in by_category.items()) / total
+
+
+def _read(file: Path) -> list[Mapping[str, Any]]:
+    try:
+        lines = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"Cannot read {file} ({error.strerror}); --data is {DATA_HELP}.") from error
+    except ValueError as error:
+        raise UserError(f"{file} is no JSON ({error}); --data is {DATA_HELP}.") from error
+    fits = isinstance(lines, list) and all(
+        isinstance(line, dict) and isinstance(line.get("Prompt"), str) and _is_id(line.get("prompt_id"))
+        for line in lines
+    )
+    if not fits:
+        raise UserError(
+            f"{file} is not a list of WISE prompts (Prompt, prompt_id 1 to {LAST_ID}); --data is {DATA_HELP}."
+        )
+    return list(lines)
+
+
+def _is_id(value: object) -> bool:
+    return isinstance(value, int | str) and str(value).isdecimal() and 1 <= int(value) <= LAST_ID

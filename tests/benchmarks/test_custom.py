@@ -1,0 +1,68 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from milr.benchmarks import custom
+from milr.drafts import UserError
+
+
+def test_packs():
+    for pack in custom.PACKS:
+        tasks = custom.tasks(data=Path(pack))
+        assert len(tasks) == 16
+        assert all(task.category == pack and len(task.metadata["checks"]) >= 2 for task in tasks)
+        assert all(check.endswith("?") for task in tasks for check in task.metadata["checks"])
+
+
+def test_a_text_file(tmp_path):
+    file = tmp_path / "mine.txt"
+    file.write_text("a fox\n\n  an owl at night \n")
+    assert [(task.id, task.prompt) for task in custom.tasks(data=file)] == [
+        ("mine-1", "a fox"),
+        ("mine-3", "an owl at night"),
+    ]
+
+
+def test_a_jsonl_file(tmp_path):
+    file = tmp_path / "mine.jsonl"
+    lines = [
+        {"prompt": "a dog", "id": "d", "category": "c", "tag": "counting", "checks": ["Is there a dog?"]},
+        {"prompt": "a cat"},
+    ]
+    file.write_text("\n".join(map(json.dumps, lines)))
+    first, second = custom.tasks(data=file)
+    assert (first.id, first.category) == ("d", "c")
+    assert first.metadata == {"tag": "counting", "checks": ["Is there a dog?"]}
+    assert (second.id, second.metadata) == ("mine-2", {})
+    assert custom.tasks(None, 0, ("c",), data=file) == [first]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ('{"prompt": "a"}\nnonsense', "Line 2 of .* is no JSON object"),
+        ('{"text": "a"}', "Line 1 of .* has no prompt"),
+        ('{"prompt": "  "}', "has no prompt"),
+        ('["a"]', "has no prompt"),
+        ('{"prompt": "a", "checks": "Is there?"}', "no list of questions"),
+        ('{"prompt": "a", "id": 1}\n{"prompt": "b", "id": "1"}', "have the id '1'"),
+        (json.dumps({"prompt": "x" * 5000}), "longer than"),
+        ("", "no prompt in"),
+    ],
+)
+def test_wrong_lines(tmp_path, content, words):
+    file = tmp_path / "mine.jsonl"
+    file.write_text(content)
+    with pytest.raises(UserError, match=words):
+        custom.tasks(data=file)
+
+
+def test_no_file(tmp_path):
+    with pytest.raises(UserError, match="needs your prompts"):
+        custom.tasks()
+    with pytest.raises(UserError, match="Cannot read"):
+        custom.tasks(data=tmp_path / "none.txt")
+    (tmp_path / "picture.txt").write_bytes(b"\x89PNG\xff")
+    with pytest.raises(UserError, match="not UTF-8"):
+        custom.tasks(data=tmp_path / "picture.txt")
