@@ -69,7 +69,7 @@ def test_a_search_spends_its_budget_and_no_more(
         assert len(drafts) == budget
     if trajectory.stopped == "threshold":
         assert reached[-1]
-    if preset != "official":
+    if preset != "official" and (module.NAME != "repair" or trajectory.stopped == "threshold"):  # see choice.py
         rewards = [draft.reward for draft in drafts]
         assert trajectory.best == rewards.index(max(rewards))  # type: ignore[type-var]
 
@@ -163,7 +163,7 @@ def test_now_and_then_no_score_is_no_harm(module: ModuleType, preset: str) -> No
         if module.NAME != "single" and trajectory.stopped != "search":
             assert len(trajectory.drafts) == 12
         scored = [draft.reward for draft in trajectory.drafts if draft.reward is not None]
-        if scored and preset != "official":
+        if scored and preset != "official" and (module.NAME != "repair" or trajectory.stopped == "threshold"):
             assert trajectory.best_draft.reward == max(scored)
 
 

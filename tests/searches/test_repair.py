@@ -185,6 +185,17 @@ def test_a_place_wears_out_whatever_was_drawn_before_it():
     assert weights(candidates)[3] == pytest.approx(0.4 * 0.5, rel=1e-3)
 
 
+def test_an_unlikely_plan_that_is_liked_a_little_better_is_not_returned():
+    sure = replace(SETTINGS, again=0.0)
+    for settings, returned in ((sure, 0), (replace(sure, caution=0.0, shrink=0.0), 1)):
+        candidates = Candidates(problem(), settings)
+        candidates.add(draft(0, reward=0.6, text_doubts={0: {5: 0.05}}))
+        candidates.add(draft(1, text=(5, 4), reward=0.7), candidates.take())
+        assert candidates.most_credible() == returned
+    candidates.add(draft(2, text=(5, 4), reward=1.0), candidates.take())
+    assert candidates.most_credible() is None  # solved: the driver's best
+
+
 @hypothesis_settings(deadline=None, max_examples=15)
 @given(seed=st.integers(0, 2**31), use_places=st.booleans())
 def test_it_keeps_every_draft_it_changes_as_it_was(seed, use_places):

@@ -10,6 +10,7 @@ from typing import Literal
 
 from milr.drafts import Ask, Forced, Greedy, Sample
 from milr.searches.base import Problem, Search, whole_text
+from milr.searches.choice import most_credible
 from milr.searches.settings import check, setting
 
 NAME = "best-of-n"
@@ -27,6 +28,9 @@ class BestOfN:
     text_temperature: float = setting(1.0, "softmax temperature of sampled text", low=0.01, high=10)
     image_temperature: float = setting(1.0, "softmax temperature of the image tokens (paper: 1)", low=0.01, high=10)
     guidance: float | None = setting(None, "classifier-free guidance scale; none is the model's own", low=0, high=100)
+    shrink: float = setting(
+        0.0, "how far rewards are drawn to the mean of their text's drafts at the end", low=0, high=1
+    )
 
     def __post_init__(self) -> None:
         check(self)
@@ -42,8 +46,10 @@ def best_of_n(problem: Problem, settings: BestOfN) -> Search:
     again: Forced | Sample = Sample(settings.text_temperature)
     if settings.text == "greedy":
         again = Forced(whole_text(first.drawn, problem.text_end))
-    while True:
-        yield Ask(text=again, image=image, guidance=settings.guidance)
+    drafts = [first.without_latents()]
+    while len(drafts) < problem.budget:
+        drafts.append((yield Ask(text=again, image=image, guidance=settings.guidance)))
+    return most_credible(drafts, threshold=problem.threshold, shrink=settings.shrink) if settings.shrink else None
 
 
 SETTINGS = BestOfN

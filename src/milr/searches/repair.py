@@ -20,6 +20,9 @@
         all times exp(-kappa (R_best - R)); R: the reward of the draft that is changed; n: how often this place was
         changed already. Image tokens outside what the critic calls wrong, where it says so, are no candidates.
 
+When the budget is spent and nothing solved, and the critic is one number without checks, the most credible draft is
+returned, not the one that the critic likes best (choice.py).
+
 A misread prompt and a wrong drawing need no telling apart beforehand: an obedient drawing of a wrong text leaves no
 likely alternative in the picture, and a wrong drawing of a sure text leaves none in the text. See docs/method.md.
 """
@@ -38,6 +41,7 @@ from torch import Tensor
 
 from milr.drafts import Ask, Draft, Forced, Greedy, Sample
 from milr.searches.base import Problem, Search, whole_text
+from milr.searches.choice import most_credible
 from milr.searches.settings import check, setting
 
 NAME = "repair"
@@ -61,6 +65,10 @@ class Repair:
     decay: float = setting(0.5, "factor on changes at one place of the picture for each one tried", low=0, high=1)
     reach: float = setting(0.125, "how far around a changed token to redraw, in image sides", low=0, high=1)
     use_places: bool = setting(True, "change only what the critic calls wrong, where it says so")
+    caution: float = setting(
+        0.5, "how much the prior of its plan counts for a draft that is returned unsolved", low=0, high=100
+    )
+    shrink: float = setting(1.0, "how far its reward is drawn to the mean of its text's drafts then", low=0, high=1)
     rank: Literal["odds", "random"] = setting("odds", "which candidate first; random is there to be compared with")
     remember: bool = setting(True, "make no change twice; false is there to be compared with")
 
@@ -78,6 +86,8 @@ def repair(problem: Problem, settings: Repair) -> Search:
     while True:
         draft = yield replace(ask, image_ratio=settings.image_ratio, guidance=settings.guidance)
         candidates.add(draft, change)
+        if draft.number + 1 == problem.budget:
+            return candidates.most_credible()
         change = candidates.take()
         if change is None:
             note = _note("fresh", "Nothing is left to change: a whole new draft.")
@@ -154,6 +164,7 @@ class Candidates:
         self.plans: dict[tuple[int, ...], Plan] = {}
         self.texts: dict[tuple[int, ...], list[tuple[int, int, float]]] = {}  # what each text could have said instead
         self.best_reward = 0.0
+        self.scored: list[tuple[Draft, Plan]] = []
 
     def add(self, draft: Draft, change: Candidate | None = None) -> None:
         """List what else this draft, drawn by this change, could have chosen. A draft without a score says nothing
@@ -170,6 +181,7 @@ class Candidates:
         draft = draft.without_latents()
         self.best_reward = max(self.best_reward, reward)
         plan = self._plan(draft, reward, change)
+        self.scored.append((draft, plan))
         if drawn.text_tokens not in self.texts:  # a repaired picture keeps its text, which was not run again
             self.texts[drawn.text_tokens] = list(_alternatives(self.problem.text_logits(latents.text), text))
         found = [
@@ -213,6 +225,16 @@ class Candidates:
             self.tried.add(best.key)
             self.changed[best.site] += 1
         return best
+
+    def most_credible(self) -> int | None:
+        """The draft to return when the budget is spent: see choice.py."""
+        return most_credible(
+            [draft for draft, _ in self.scored],
+            threshold=self.problem.threshold,
+            priors=[plan.prior for _, plan in self.scored],
+            caution=self.settings.caution,
+            shrink=self.settings.shrink,
+        )
 
     def weight(self, candidate: Candidate) -> float:
         """How much this change is worth trying, as the head of this file says."""
