@@ -188,6 +188,8 @@ class JanusBackbone:
         max_batch: int = LARGEST_BATCH,
     ) -> None:
         model.requires_grad_(False).train(False)
+        if model.device.type == "cpu":  # its convolutions take half the time; one value in 4,000 rounds otherwise
+            model.model.vqmodel.to(memory_format=torch.channels_last)
         config: Any = model.config
         generation: Any = model.generation_config
         self.model = model
