@@ -20,6 +20,13 @@ COMMANDS = {
 }
 
 
+def test_tables_say_what_their_data_say():
+    run = subprocess.run(
+        [sys.executable, str(ROOT / "tools" / "results_page.py"), "--check"], capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
 def test_there_are_commands_to_check():
     assert ("README.md", 'milr generate "two red foxes above a blue car"') in COMMANDS
 

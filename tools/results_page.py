@@ -1,0 +1,141 @@
+"""Puts the tables into docs/results.md and README.md, from the raw numbers in docs/data: no number is typed by hand.
+
+    python tools/results_page.py                      the pages from docs/data
+    python tools/results_page.py out/results          first take what tools/results.sh left there
+    python tools/results_page.py --check              exit 1 if a page does not say what its data say
+
+A page says `<!-- table NAME -->`, or `<!-- table NAME brief -->` for the first table alone; what stands from there to
+`<!-- end -->` is replaced. NAME is a file of docs/data.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from milr.runs.report import to_markdown
+
+ROOT = Path(__file__).parents[1]
+PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md")
+DATA = ROOT / "docs" / "data"
+BLOCK = re.compile(r"<!-- table (\S+)( brief)? -->\n.*?<!-- end -->", re.DOTALL)
+RATIO = re.compile(r"text_ratio=([\d.]+),image_ratio=([\d.]+)")
+
+
+def take(results: Path) -> None:
+    """Copy the finished reports and diagnoses of a folder of runs into docs/data, the curves into docs/images."""
+    for report in sorted(results.glob("*/report.json")):
+        (DATA / f"{report.parent.name}.json").write_bytes(report.read_bytes())
+        curves = report.with_name("curves.svg")
+        if curves.exists():
+            (ROOT / "docs" / "images" / f"{report.parent.name}.svg").write_bytes(curves.read_bytes())
+    for diagnosis in sorted(results.glob("diagnosis-*.json")):
+        (DATA / diagnosis.name).write_bytes(diagnosis.read_bytes())
+
+
+def table(name: str) -> str:
+    """What belongs between the marks."""
+    found = json.loads((DATA / f"{name}.json").read_text())
+    if "before_and_after" in found:
+        return diagnosis(found)
+    if all(RATIO.search(row["name"]) for row in found["methods"]):
+        return grid(found)
+    return to_markdown(found).strip()
+
+
+def grid(report: Mapping[str, Any]) -> str:
+    """Success at the full budget for every pair of ratios."""
+    budget = str(report["calls"][-1])
+    cells: dict[tuple[str, str], str] = {}
+    for row in report["methods"]:
+        match = RATIO.search(row["name"])
+        assert match is not None
+        low, high = row["success"][budget]["interval"]
+        cells[match[1], match[2]] = f"{row['success'][budget]['share']:.3f} [{low:.3f}, {high:.3f}]"
+    texts, images = (sorted({pair[side] for pair in cells}, key=float) for side in (0, 1))
+    head = f"{report['methods'][0]['search']}: success at {budget} calls of {report['prompts']} prompts, 95 % intervals"
+    lines = [
+        f"{head}; rows lambda_t, columns lambda_v.",
+        "",
+        "| | " + " | ".join(images) + " |",
+        "|---|" + "---|" * len(images),
+        *(f"| **{text}** | " + " | ".join(cells[text, image] for image in images) + " |" for text in texts),
+    ]
+    return "\n".join(lines)
+
+
+def diagnosis(found: Mapping[str, Any]) -> str:
+    """Readings and drawings before and after, and what each move brought."""
+
+    def share(value: Mapping[str, Any]) -> str:
+        return f"{value['share']:.3f} [{value['low']:.3f}, {value['high']:.3f}]" if value["of"] else "none"
+
+    states = found["before_and_after"]
+    first, returned = states["first"], states["returned"]
+    ways = ", ".join(f"{way} {count}" for way, count in states["from_to"].items())
+    lines = [
+        f"`{found['search']}`, {found['prompts']} prompts of seed {found['seed']}.",
+        "",
+        "| | first draft | returned draft |",
+        "|---|---|---|",
+        *(f"| {state} | {share(first[state])} | {share(returned[state])} |" for state in first),
+        "",
+        f"From first to returned draft: {ways}.",
+        "",
+        "| move | drafts | better than all before | solved | tokens |",
+        "|---|---|---|---|---|",
+        *(
+            f"| {move} | {row['drafts']} | {share(row['better'])} | {share(row['solved'])} | {row['mean_tokens']} |"
+            for move, row in found["moves"].items()
+        ),
+    ]  # fmt: skip
+    if "latents" in found:
+        lines += ["", "| quantiles .05, .5, .95 | text latents | image latents |", "|---|---|---|"]
+        words = {
+            "step_to_latent": "length of a step / length of the latents",
+            "cosine_of_steps": "cosine of steps in a row",
+            "way_to_path": "way from first to last / length of the path",
+        }
+        rows = [(words[key], *(found["latents"][kind][key] for kind in ("text", "image"))) for key in words]
+        rows.append(("gradient norm", *(found["gradient_norms"][kind] for kind in ("text", "image"))))
+        for name, *kinds in rows:
+            cells = [", ".join(map(str, kind["quantiles_.05_.5_.95"])) + f" (of {kind['of']})" for kind in kinds]
+            lines.append(f"| {name} | {cells[0]} | {cells[1]} |")
+    return "\n".join(lines)
+
+
+def filled(page: Path) -> str:
+    """The page with its tables made anew."""
+
+    def fill(block: re.Match[str]) -> str:
+        text, brief = table(block[1]), block[2] or ""
+        if brief:
+            text = "\n\n".join(text.split("\n\n")[:2])
+        return f"<!-- table {block[1]}{brief} -->\n{text}\n<!-- end -->"
+
+    return BLOCK.sub(fill, page.read_text())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Fill the tables of the pages from docs/data.")
+    parser.add_argument("results", nargs="*", type=Path, help="folders of runs to take reports from first")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a page is out of date")
+    options = parser.parse_args()
+    for results in options.results:
+        take(results)
+    late = [page for page in PAGES if filled(page) != page.read_text()]
+    for page in late:
+        if not options.check:
+            page.write_text(filled(page))
+        print(f"{'out of date' if options.check else 'written'}: {page.relative_to(ROOT)}")
+    if options.check and late:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
