@@ -43,7 +43,7 @@ def table(name: str) -> str:
     found = json.loads((DATA / f"{name}.json").read_text())
     if "before_and_after" in found:
         return diagnosis(found)
-    if all(RATIO.search(row["name"]) for row in found["methods"]):
+    if all(RATIO.search(name) for name in found["searches"]):
         return grid(found)
     return to_markdown(found).strip()
 
@@ -52,13 +52,14 @@ def grid(report: Mapping[str, Any]) -> str:
     """Success at the full budget for every pair of ratios."""
     budget = str(report["calls"][-1])
     cells: dict[tuple[str, str], str] = {}
-    for row in report["methods"]:
-        match = RATIO.search(row["name"])
+    for name, row in report["searches"].items():
+        match = RATIO.search(name)
         assert match is not None
-        low, high = row["success"][budget]["interval"]
-        cells[match[1], match[2]] = f"{row['success'][budget]['share']:.3f} [{low:.3f}, {high:.3f}]"
+        after = row["by_calls"][budget]
+        cells[match[1], match[2]] = f"{after['success']:.3f} [{after['low']:.3f}, {after['high']:.3f}]"
     texts, images = (sorted({pair[side] for pair in cells}, key=float) for side in (0, 1))
-    head = f"{report['methods'][0]['search']}: success at {budget} calls of {report['prompts']} prompts, 95 % intervals"
+    search = next(iter(report["searches"].values()))["spec"].split(",")[0]
+    head = f"{search}: success at {budget} calls of {report['prompts']} prompts, 95 % intervals"
     lines = [
         f"{head}; rows lambda_t, columns lambda_v.",
         "",

@@ -379,8 +379,23 @@ def bench(
     ] = None,
     model: Annotated[str, typer.Option(help="Model.")] = "lab",
     reward: Annotated[str, typer.Option(help="Critic that is climbed and that decides.")] = "scene",
-    held_out: Annotated[str | None, typer.Option(help="Critic that judges the returned drafts, unseen.")] = None,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the journal and the report.")] = Path("out/bench"),
+    held_out: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--held-out", metavar="CRITIC", help="Judges the returned drafts, unseen by the search; repeatable."
+        ),
+    ] = None,
+    threshold: Annotated[float, typer.Option(help="A search stops, and counts as solved, at this reward.")] = 1.0,
+    batch: Annotated[int, typer.Option(min=1, max=4096, help="Searches side by side; changes no result.")] = 32,
+    max_abstain: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of unscored drafts above which the report warns.")
+    ] = 0.05,
+    force_new: Annotated[
+        bool, typer.Option("--force-new", help="Put a run that is in --out aside and begin anew.")
+    ] = False,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the run: journal, images, report.")] = Path(
+        "out/bench"
+    ),
     device: Device = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
 ) -> None:
@@ -388,46 +403,36 @@ def bench(
     from milr import registry
 
     tasks = _tasks_of(benchmark, limit, prompt_seed, category, data)
-    for critic in (reward, held_out):
-        if critic is not None:
-            registry.find("critic", critic)
-    if held_out == reward:
-        raise UserError(f"'{reward}' is the reward, so it cannot be held out; name another critic.")
     _check_model(model)
     from milr.backbones import load
-    from milr.runs.bench import METHODS, choose_methods
+    from milr.runs.bench import METHODS, Terms, choose_methods, plan_of
     from milr.runs.bench import bench as run_bench
+    from milr.runs.journal import put_aside
+    from milr.runs.live import Pace
     from milr.runs.report import BASELINE, to_markdown
 
     methods = choose_methods(search) if search else METHODS
     names = [method.name for method in methods]
     if baseline is not None and baseline not in names:
         raise UserError(f"The baseline '{registry.shorten(baseline)}' is none of the methods: {', '.join(names)}.")
+    terms = Terms(budget, threshold, seed, seeds, reward, tuple(held_out or ()))
+    for method in methods:
+        plan_of(method, terms)  # a mistake is better found before a model is loaded
     console = _progress_console()
-    began: dict[str, tuple[float, int]] = {}
-
-    def tell(name: str, done: int, searches: int) -> None:
-        import time
-
-        start, already = began.setdefault(name, (time.monotonic(), done))
-        pace = (time.monotonic() - start) / max(1, done - already)
-        left = f", {pace * (searches - done):.0f} s left" if done > already and done < searches else ""
-        if done in (already, searches) or done % 10 == 0:
-            console.print(f"{name}: {done} of {searches} searches{left}", highlight=False)
-
+    if force_new and (aside := put_aside(out)) is not None:
+        console.print(f"the run that was in {out} is now {aside}", markup=False, highlight=False)
     report = run_bench(
         load(model, device=device, dtype=dtype),
         tasks,
         out,
+        terms,
         methods=methods,
         baseline=baseline or (BASELINE if BASELINE in names else names[0]),
-        budget=budget,
-        seed=seed,
-        seeds=seeds,
-        critic=reward,
-        held_out=held_out,
+        batch=batch,
+        max_abstain=max_abstain,
+        overall=getattr(registry.load(registry.find("benchmark", benchmark)), "overall", None),
         about={"benchmark": benchmark, "prompt_seed": prompt_seed, **({"categories": category} if category else {})},
-        tell=tell,
+        tell=Pace(console).hear,
     )
     print(to_markdown(report))
     print(f"written: {', '.join(str(out / name) for name in ('report.md', 'report.json', 'curves.svg'))}")

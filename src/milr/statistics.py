@@ -1,22 +1,29 @@
-"""Intervals and tests for counts of successes. Exact where exact is cheap; plain Python throughout."""
+"""Intervals and tests for shares of successes, paired and clustered by prompt; scipy's wherever scipy has them."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 
-Z95 = 1.959963984540054  # the normal quantile of 97.5 %
+import numpy as np
+from scipy import stats
+
+Z95 = float(stats.norm.ppf(0.975))
+Z80 = float(stats.norm.ppf(0.8))
+RESAMPLES = 5000
+MANY = 20  # prompts that differ, from which on the bootstrap keeps its level
 
 
 def wilson(successes: int, trials: int) -> tuple[float, float]:
     """The 95 % Wilson score interval of a share (Wilson 1927): sound near 0 and 1, where the usual one is not."""
     if not 0 <= successes <= trials or trials < 1:
         raise ValueError(f"{successes} successes of {trials} trials")
-    low, high = _score_interval(successes / trials, trials)
-    return low if successes > 0 else 0.0, high if successes < trials else 1.0  # exactly, without rounding errors
+    found = stats.binomtest(successes, trials).proportion_ci(method="wilson")
+    return float(found.low), float(found.high)
 
 
 def _score_interval(share: float, trials: float) -> tuple[float, float]:
+    """Wilson's, for a number of trials that is no whole one."""
     scale = 1 + Z95**2 / trials
     centre = share + Z95**2 / (2 * trials)
     spread = Z95 * math.sqrt(share * (1 - share) / trials + Z95**2 / (4 * trials**2))
@@ -25,9 +32,7 @@ def _score_interval(share: float, trials: float) -> tuple[float, float]:
 
 def sign_test(won: int, lost: int) -> float:
     """Two-sided exact sign test (McNemar's exact test): the p-value of `won` against `lost` if both were a coin."""
-    decided = won + lost
-    tail = sum(math.comb(decided, count) for count in range(min(won, lost) + 1))
-    return float(min(1.0, 2 * tail / 2**decided))
+    return float(stats.binomtest(won, won + lost).pvalue) if won + lost else 1.0
 
 
 def clustered_share(shares: Sequence[float], seeds: int) -> tuple[float, float, float]:
@@ -51,10 +56,36 @@ def clustered_share(shares: Sequence[float], seeds: int) -> tuple[float, float, 
 def paired_means(differences: Sequence[float]) -> tuple[float, float, float]:
     """The mean of differences in [-1, 1], one a prompt, with its 95 % interval: (mean, low, high).
 
-    For differences of two successes the interval is Agresti and Min's (2005): Wald with half a pair added to each
-    cell (so two pairs more, one unit of variance), which keeps its level where few pairs differ.
+    A prompt with several seeds counts once, with its mean: the clustered paired bootstrap (percentiles, fixed seed).
+    Where fewer than MANY prompts differ, resampling knows too few values; there it is Agresti and Min's interval
+    (2005): Wald with half a pair added to each cell (so two pairs more, one unit of variance).
     """
-    n = len(differences) + 2
-    centre = sum(differences) / n
-    half = Z95 * math.sqrt((sum(d * d for d in differences) + 1) / n - centre**2) / math.sqrt(n)
-    return sum(differences) / len(differences), max(-1.0, centre - half), min(1.0, centre + half)
+    values = np.asarray(differences, dtype=float)
+    if np.count_nonzero(values) < MANY:
+        n = len(values) + 2
+        centre = float(values.sum()) / n
+        half = Z95 * math.sqrt((float(values @ values) + 1) / n - centre**2) / math.sqrt(n)
+        return float(values.mean()), max(-1.0, centre - half), min(1.0, centre + half)
+    found = stats.bootstrap(
+        (values,), np.mean, n_resamples=RESAMPLES, method="percentile", rng=np.random.default_rng(0), batch=500
+    ).confidence_interval
+    return float(values.mean()), float(found.low), float(found.high)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's correction (1979) for looking at several tests: adjusted p-values, in the order given."""
+    adjusted, worst = [0.0] * len(p_values), 0.0
+    for rank, index in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
+        worst = max(worst, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = worst
+    return adjusted
+
+
+def prompts_needed(differences: Sequence[float]) -> int | None:
+    """About how many prompts would show a difference as large as this one, at 95 % with a power of 80 %; None where
+    there is no difference at all."""
+    values = np.asarray(differences, dtype=float)
+    mean = float(values.mean())
+    if mean == 0:
+        return None
+    return math.ceil(((Z95 + Z80) * float(values.std()) / mean) ** 2)

@@ -1,28 +1,29 @@
-"""Searches side by side on the same prompts, at equal cost: the run and its journal. `report` makes numbers of it.
+"""Searches side by side on the same prompts, at equal cost. `journal` keeps what happens, `report` makes numbers of it.
 
-All methods share their first draft (same task, same seed, same random stream), so the pairs are level. A journal
-takes one line a finished search, so a killed run goes on where it stopped; the report is made from the journal alone.
+All methods share their first draft (same task, same seed, same random stream), so the pairs are level. Every scored
+draft is in the journal before the next one is drawn, so a killed run goes on where it stopped; the report is made
+from the journal alone.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from milr import registry
 from milr.backbones.base import Backbone
 from milr.drafts import Task, Trajectory, UserError
-from milr.runs.generate import Request, prepare
+from milr.runs.generate import Plan, Request, prepare
+from milr.runs.journal import Journal, Outcome
 from milr.runs.output import write_atomically
 from milr.runs.record import fingerprint, versions
-from milr.runs.report import BASELINE, Method, Outcome, curves, make_report, to_markdown
+from milr.runs.report import BASELINE, MAX_ABSTAIN, Method, curves, make_report, to_markdown
+from milr.searches.driver import DraftScored, Event, Interrupted, RoundEnded, drive_lazily
 
-FORMAT = "milr-bench/1"
 SEARCHES_AT_ONCE = 32
 
 METHODS = (
@@ -37,85 +38,150 @@ METHODS = (
 )
 
 
+@dataclass(frozen=True)
+class Terms:
+    """What decides the results of a run, but the model, the prompts and the methods.
+
+    budget: reward calls of each search. seeds: searches of each prompt and method, with seed indices 0 to seeds - 1.
+    critic: whose score is climbed. held_out: critics that judge the returned drafts and that no search sees.
+    """
+
+    budget: int = 20
+    threshold: float = 1.0
+    seed: int = 0
+    seeds: int = 1
+    critic: str = "scene"
+    held_out: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands: searches of this method, how many are done and solved, scored drafts since the start."""
+
+    method: str
+    searches: int
+    done: int
+    solved: int
+    drafts: int
+
+
 def bench(
     backbone: Backbone,
     tasks: Sequence[Task],
     folder: Path,
+    terms: Terms = Terms(),
     *,
     methods: Sequence[Method] = METHODS,
     baseline: str = BASELINE,
-    budget: int = 20,
-    seed: int = 0,
-    seeds: int = 1,
-    critic: str = "scene",
-    held_out: str | None = None,
+    batch: int = SEARCHES_AT_ONCE,
+    overall: Callable[[Mapping[str, float]], float] | None = None,
+    max_abstain: float = MAX_ABSTAIN,
     about: Mapping[str, Any] | None = None,
-    tell: Callable[[str, int, int], None] | None = None,
+    tell: Callable[[Progress], None] | None = None,
 ) -> dict[str, Any]:
     """Run what the journal in `folder` lacks, then write and return the report (report.json, report.md, curves.svg).
 
     Args:
         baseline: name of the method that the others are paired with, prompt by prompt.
-        seeds: searches of each prompt and method, with seed indices 0 to seeds - 1.
-        held_out: a critic that judges the returned drafts and that no search sees.
-        about: what else belongs in the report (the command that made it). tell: hears (method, searches done, of all).
-    Raises UserError if the journal in `folder` is of another run.
+        batch: searches side by side; no result depends on it, but for ties between floats.
+        overall, max_abstain: see `make_report`.
+        about: what else belongs in the report (the command that made it). tell: hears where the run stands.
+    Raises UserError if `folder` holds a run with other terms, prompts or model.
     """
-    from milr.searches.driver import Interrupted, drive_lazily
-
-    plans = {
-        method.name: prepare(Request(method.search, method.preset, dict(method.settings), budget=budget, seed=seed))
-        for method in methods
-    }
+    plans = {method.name: plan_of(method, terms) for method in methods}
     head = {
-        "format": FORMAT,
         "model": backbone.info.name,
         "fingerprint": fingerprint(backbone),
         "dtype": backbone.info.dtype,
-        "critic": critic,
-        "held_out": held_out,
-        "budget": budget,
-        "seed": seed,
-        "seeds": seeds,
+        "critic": terms.critic,
+        "held_out": list(terms.held_out),
+        "budget": terms.budget,
+        "threshold": terms.threshold,
+        "seed": terms.seed,
+        "seeds": terms.seeds,
         "tasks": _digest(tasks),
     }
-    judge = registry.load(registry.find("critic", critic)).make(backbone)
-    others = [registry.load(registry.find("critic", held_out)).make(backbone)] if held_out else []
-    searches = len(tasks) * seeds
-    with Journal(folder / "journal.jsonl", head) as journal:
+    judge, *others = (
+        registry.load(registry.find("critic", name)).make(backbone) for name in (terms.critic, *terms.held_out)
+    )
+    with Journal(folder, head, tasks) as journal:
         for method in methods:
-            finished = journal.finished(method)
-            left = [task for task in tasks if not all((task.id, index) in finished for index in range(seeds))]
             plan = plans[method.name]
-            count = searches - len(left) * seeds
-            if tell is not None:
-                tell(method.name, count, searches)
-            trajectories = drive_lazily(
-                backbone, judge, left, plan.search, plan.settings, name=method.search, budget=budget, seed=seed,
-                seeds=seeds, held_out=others, batch=SEARCHES_AT_ONCE,
-            )  # fmt: skip
+            keeper = _Keeper(journal, method, len(tasks) * terms.seeds, tell)
             try:
-                for trajectory in trajectories:
-                    journal.add(_outcome(method, trajectory))
-                    count += 1
-                    if tell is not None:
-                        tell(method.name, count, searches)
+                for trajectory in drive_lazily(
+                    backbone, judge, tasks, plan.search, plan.settings, name=method.search, budget=terms.budget,
+                    threshold=terms.threshold, seed=terms.seed, seeds=terms.seeds, held_out=others, batch=batch,
+                    on_event=keeper.hear, resume=journal.recorded(method.name), skip=keeper.finished,
+                ):  # fmt: skip
+                    keeper.keep(trajectory)
             except Interrupted as stop:
                 for trajectory in stop.trajectories:
-                    if trajectory.stopped != "interrupted":
-                        journal.add(_outcome(method, trajectory))
+                    keeper.keep(trajectory)
+                journal.sync()
                 raise
         outcomes = list(journal.outcomes.values())
-    report = make_report(outcomes, methods, tasks, {**head, "versions": versions(), **(about or {})}, baseline)
+    report = make_report(
+        outcomes, methods, tasks, {**head, "versions": versions(), **(about or {})}, baseline,
+        overall=overall, max_abstain=max_abstain,
+    )  # fmt: skip
     write_atomically(folder / "report.json", (json.dumps(report, indent=2) + "\n").encode())
     write_atomically(folder / "report.md", to_markdown(report).encode())
     write_atomically(folder / "curves.svg", curves(report).encode())
     return report
 
 
+def plan_of(method: Method, terms: Terms) -> Plan:
+    """The method's search and settings under these terms. Raises UserError where a name or number is wrong."""
+    return prepare(
+        Request(
+            method.search,
+            method.preset,
+            dict(method.settings),
+            reward=terms.critic,
+            held_out=terms.held_out,
+            budget=terms.budget,
+            threshold=terms.threshold,
+            seed=terms.seed,
+        )
+    )
+
+
+class _Keeper:
+    """Keeps what one method's searches bring in the journal: every draft, every end."""
+
+    def __init__(
+        self, journal: Journal, method: Method, searches: int, tell: Callable[[Progress], None] | None
+    ) -> None:
+        self.journal, self.method, self.searches, self.tell = journal, method, searches, tell
+        self.finished = journal.finished(method.name, method.spec)
+        self.solved = sum(one.stopped == "threshold" for one in journal.outcomes.values() if one.method == method.name)
+        self.drafts = 0
+        self._say()
+
+    def hear(self, event: Event) -> None:
+        if isinstance(event, DraftScored) and not event.recorded:
+            self.journal.add_draft(self.method.name, event.task.id, event.seed_index, event.draft)
+            self.drafts += 1
+        elif isinstance(event, RoundEnded):
+            self.journal.sync()
+            self._say()
+
+    def keep(self, trajectory: Trajectory) -> None:
+        """An interrupted search is not kept: it goes on from its drafts."""
+        if trajectory.stopped != "interrupted":
+            self.journal.add(_outcome(self.method, trajectory))
+            self.finished.add((trajectory.task.id, trajectory.seed_index))
+            self.solved += trajectory.stopped == "threshold"
+            self._say()
+
+    def _say(self) -> None:
+        if self.tell is not None:
+            self.tell(Progress(self.method.name, self.searches, len(self.finished), self.solved, self.drafts))
+
+
 def _outcome(method: Method, trajectory: Trajectory) -> Outcome:
     costs = [draft.drawn.cost for draft in trajectory.drafts]
-    scores = list(trajectory.held_out.values())
     return Outcome(
         method=method.name,
         spec=method.spec,
@@ -127,112 +193,15 @@ def _outcome(method: Method, trajectory: Trajectory) -> Outcome:
         seconds=tuple(round(cost.seconds, 4) for cost in costs),
         moves=tuple(str(draft.ask.note.get("move", "")) for draft in trajectory.drafts),
         returned=trajectory.best,
-        held_out=scores[0].value if scores else None,
         stopped=trajectory.stopped,
+        held_out={name: score.value for name, score in trajectory.held_out.items()},
+        notes=trajectory.notes,
     )
 
 
 def _digest(tasks: Sequence[Task]) -> str:
     listed = json.dumps([(task.id, task.prompt) for task in tasks])
     return f"{len(tasks)} tasks, {hashlib.sha256(listed.encode()).hexdigest()[:16]}"
-
-
-# --- The journal ----------------------------------------------------------------------------------------------
-
-
-class Journal:
-    """A file of JSON lines: what was compared, then one outcome a line. A torn last line is dropped and done again."""
-
-    def __init__(self, file: Path, head: Mapping[str, Any]) -> None:
-        self.file, self.head = file, dict(head)
-        self.outcomes: dict[tuple[str, str, int], Outcome] = {}  # by method, task and seed index
-
-    def __enter__(self) -> Journal:
-        try:
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            self.stream = open(self.file, "a+b")
-        except OSError as error:
-            raise UserError(f"Cannot write {self.file} ({error.strerror}); name another folder with --out.") from error
-        try:
-            _lock(self.stream.fileno(), self.file)
-            self._read()
-        except BaseException:
-            self.stream.close()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stream.close()
-
-    def add(self, outcome: Outcome) -> None:
-        """Keep an outcome: on disk when this returns. One that is here already is not kept twice: a prompt of
-        which a killed run finished only some seeds is searched again with all of them."""
-        if _key(outcome) not in self.outcomes:
-            self._write(asdict(outcome))
-            self.outcomes[_key(outcome)] = outcome
-
-    def finished(self, method: Method) -> set[tuple[str, int]]:
-        """The searches of this method that are here, by task and seed index."""
-        mine = [outcome for outcome in self.outcomes.values() if outcome.method == method.name]
-        other = next((outcome.spec for outcome in mine if outcome.spec != method.spec), None)
-        if other is not None:
-            raise UserError(
-                f"In {self.file} '{method.name}' is '{other}', not '{method.spec}'; give it another LABEL=."
-            )
-        return {(outcome.task, outcome.seed_index) for outcome in mine}
-
-    def _read(self) -> None:
-        self.stream.seek(0)
-        content = self.stream.read()
-        whole = content[: content.rfind(b"\n") + 1]
-        if len(whole) < len(content):
-            self.stream.truncate(len(whole))
-        lines = whole.splitlines()
-        if not lines:
-            self._write(self.head)
-            return
-        try:
-            head, *rest = [json.loads(line) for line in lines]
-            self.outcomes = {_key(outcome): outcome for outcome in map(_read_outcome, rest)}
-        except (ValueError, TypeError, AttributeError) as error:
-            raise UserError(f"{self.file} is no journal of 'milr bench'; name another folder with --out.") from error
-        if head != self.head:
-            differs = next(
-                (key for key in self.head if not isinstance(head, dict) or head.get(key) != self.head[key]),
-                "format",
-            )
-            raise UserError(f"{self.file} belongs to a run with another {differs}; name another folder with --out.")
-
-    def _write(self, line: Mapping[str, Any]) -> None:
-        try:
-            self.stream.write(json.dumps(line).encode() + b"\n")
-            self.stream.flush()
-            os.fsync(self.stream.fileno())
-        except OSError as error:
-            raise UserError(
-                f"Cannot write {self.file} ({error.strerror}); make room and run the same command again."
-            ) from error
-
-
-def _key(outcome: Outcome) -> tuple[str, str, int]:
-    return outcome.method, outcome.task, outcome.seed_index
-
-
-def _read_outcome(line: Any) -> Outcome:
-    fields: Any = {key: tuple(value) if isinstance(value, list) else value for key, value in line.items()}
-    return Outcome(**fields)
-
-
-def _lock(descriptor: int, file: Path) -> None:
-    """One writer at a time; the system lets go of the lock when the process ends, however it ends."""
-    try:
-        import fcntl
-    except ImportError:  # Windows: no lock, and nobody should start two
-        return
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        raise UserError(f"Another run is writing {file}; wait for it, or name another folder.") from error
 
 
 # --- Methods by name ------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ long it may still take. This file hears the driver's events and knows nothing el
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,10 +15,12 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.progress import BarColumn, TextColumn
+from rich.progress import Progress as Bars
 from rich.text import Text
 
 from milr.registry import shorten
+from milr.runs.bench import Progress
 from milr.runs.page import word_changes
 from milr.searches.driver import DraftScored, Event, Finished, Started
 
@@ -41,7 +44,7 @@ class Progressing:
         self.bests: dict[str, float | None] = {}
         self.reasoning = Text("")
         self.verdict = Text("")
-        self.bar = Progress(
+        self.bar = Bars(
             TextColumn("[bold]{task.fields[label]}"),
             BarColumn(bar_width=28),
             TextColumn("{task.fields[state]}"),
@@ -156,3 +159,33 @@ def _duration(seconds: float | None) -> str:
     if seconds < 90:
         return f"at most {seconds:.0f} s left"
     return f"at most {seconds / 60:.0f} min left" if seconds < 5400 else f"at most {seconds / 3600:.1f} h left"
+
+
+class Pace:
+    """Plain lines of a long run: searches done and solved, drafts a second, time left. At most one in five seconds."""
+
+    SECONDS_BETWEEN = 5.0
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.method = ""
+        self.began = self.last = 0.0
+        self.done_before = 0
+
+    def hear(self, progress: Progress) -> None:
+        now = time.monotonic()
+        if progress.method != self.method:
+            self.method, self.began, self.last, self.done_before = progress.method, now, -math.inf, progress.done
+        is_over = progress.done == progress.searches
+        if now - self.last < self.SECONDS_BETWEEN and not is_over:
+            return
+        if is_over and self.last == math.inf:
+            return
+        self.last = math.inf if is_over else now
+        line = f"{progress.method}: {progress.done} of {progress.searches} searches, {progress.solved} solved"
+        seconds, done = now - self.began, progress.done - self.done_before
+        if progress.drafts:
+            line += f", {progress.drafts} drafts ({progress.drafts / max(seconds, 1e-3):.1f} a second)"
+        if done and not is_over:
+            line += f", {_duration(seconds / done * (progress.searches - progress.done)).replace('at most', 'about')}"
+        self.console.print(Text(line), soft_wrap=True)

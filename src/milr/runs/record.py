@@ -12,14 +12,17 @@ import json
 import math
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from milr.backbones.base import Backbone
-from milr.drafts import Ask, Choice, Draft, Forced, Greedy, Sample, Score, Trajectory, UserError
+from milr.drafts import Ask, Check, Choice, Cost, Draft, Drawn, Forced, Greedy, Sample, Score, Trajectory, UserError
 from milr.version import __version__
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 FORMAT = "milr-trajectory/1"
 MAX_RECORD_BYTES = 256 * 2**20
@@ -149,12 +152,20 @@ def read_record(path: Path) -> Record:
 def _draft(draft: Draft, backbone: Backbone) -> dict[str, Any]:
     drawn, searched = draft.drawn, searched_tokens(draft)
     return {
-        "number": draft.number,
+        **draft_to_json(draft),
         "image": f"drafts/{draft.number:02d}.png",
-        "reward": draft.reward,
-        "reasoning": drawn.reasoning,
         "searched_text": backbone.decode_text(drawn.text_tokens[: searched[0]]).strip() if searched[0] else "",
         "searched_image": list(searched[1]),
+    }
+
+
+def draft_to_json(draft: Draft) -> dict[str, Any]:
+    """Everything of a draft but its image and its latents. `draft_from_json` reads it back."""
+    drawn = draft.drawn
+    return {
+        "number": draft.number,
+        "reward": draft.reward,
+        "reasoning": drawn.reasoning,
         "score": _score(draft.score),
         "ask": {
             "text": _choice(draft.ask.text),
@@ -226,6 +237,41 @@ def _plain(value: Any) -> Any:
 
 
 # --- Reading --------------------------------------------------------------------------------------------------
+
+
+def draft_from_json(raw: Any, image: Image) -> Draft:
+    """The draft that `draft_to_json` wrote, without latents. Raises UserError where it cannot be read."""
+    try:
+        kept = _check_draft(raw, _get(raw, "number", int))
+        cost = {key: value for key, value in _get(raw, "cost", dict).items() if key != "decoded_tokens"}
+        score = _get(raw, "score", dict)
+        return Draft(
+            number=kept.number,
+            ask=replace(kept.ask, note=_get(raw["ask"], "note", dict)),
+            stream=kept.stream,
+            drawn=Drawn(
+                reasoning=kept.reasoning,
+                text_tokens=kept.text_tokens,
+                text_ended=_get(raw, "text_ended", bool),
+                image_tokens=kept.image_tokens,
+                image=image,
+                latents=None,
+                guidance=_number(raw, "guidance"),
+                cost=Cost(**cost),
+            ),
+            score=Score(
+                None if score.get("value") is None else _number(score, "value"),
+                tuple(_check_of(found) for found in _get(score, "checks", list)),
+                _get(score, "reason", str),
+            ),
+        )
+    except (_Unreadable, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"A recorded draft cannot be read: {error}.") from error
+
+
+def _check_of(raw: Any) -> Check:
+    boxes = tuple((float(left), float(top), float(right), float(bottom)) for left, top, right, bottom in raw["boxes"])
+    return Check(_get(raw, "text", str), _get(raw, "passed", bool), boxes)
 
 
 class _Unreadable(Exception):

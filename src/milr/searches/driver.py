@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -63,13 +63,18 @@ class DraftScored:
 
 
 @dataclass(frozen=True)
+class RoundEnded:
+    """All drafts of a round are told. Whoever keeps a journal makes them durable now: the next round draws new ones."""
+
+
+@dataclass(frozen=True)
 class Finished:
     """A search ended (also by Ctrl-C: then `trajectory.stopped` is 'interrupted')."""
 
     trajectory: Trajectory
 
 
-Event = Started | DraftScored | Finished
+Event = Started | DraftScored | RoundEnded | Finished
 
 
 class Interrupted(KeyboardInterrupt):
@@ -119,6 +124,7 @@ def drive(
     batch: int = 32,
     on_event: Callable[[Event], None] | None = None,
     resume: Mapping[Key, Sequence[Draft]] | None = None,
+    skip: Container[Key] = (),
 ) -> list[Trajectory]:
     """Search every task, `seeds` times each, and return the trajectories (by task, then by seed index).
 
@@ -129,18 +135,19 @@ def drive(
         seed: of the whole run; a draft's stream derives from it, the task id, the seed index and its number.
         held_out: critics that score only the chosen image, after the search: not charged, never seen by it.
         batch: searches side by side. Changes speed and memory, never a result.
-        on_event: hears Started, DraftScored and Finished as they happen.
+        on_event: hears Started, DraftScored, RoundEnded and Finished as they happen.
         resume: drafts already drawn and scored, by (task id, seed index). They are fed to the strategy first;
             as long as it asks for them again they cost nothing. Where it asks for something else they are
             dropped, and a note in the trajectory says so.
+        skip: searches, by (task id, seed index), that are left out.
     Raises UserError for arguments out of range, and Interrupted (a KeyboardInterrupt) on Ctrl-C.
     """
     finished: dict[Key, Trajectory] = {}
-    order = [(task.id, seed_index) for task in tasks for seed_index in range(seeds)]
+    order = [(task.id, index) for task in tasks for index in range(seeds) if (task.id, index) not in skip]
     try:
         for trajectory in drive_lazily(
             backbone, critic, tasks, search, settings, name=name, budget=budget, threshold=threshold,
-            seed=seed, seeds=seeds, held_out=held_out, batch=batch, on_event=on_event, resume=resume,
+            seed=seed, seeds=seeds, held_out=held_out, batch=batch, on_event=on_event, resume=resume, skip=skip,
         ):  # fmt: skip
             finished[trajectory.task.id, trajectory.seed_index] = trajectory
     except Interrupted as stop:
@@ -166,6 +173,7 @@ def drive_lazily(
     batch: int = 32,
     on_event: Callable[[Event], None] | None = None,
     resume: Mapping[Key, Sequence[Draft]] | None = None,
+    skip: Container[Key] = (),
 ) -> Iterator[Trajectory]:
     """`drive` for runs too long to hold in memory: yields each trajectory as it ends and keeps none.
 
@@ -212,7 +220,7 @@ def drive_lazily(
             for index, lane in enumerate(lanes)
         ]
 
-    waiting = iter([(task, seed_index) for task in tasks for seed_index in range(seeds)])
+    waiting = ((task, index) for task in tasks for index in range(seeds) if (task.id, index) not in skip)
     lanes: list[Lane] = []  # all that are begun and not yet handed out
     try:
         while True:
@@ -224,6 +232,7 @@ def drive_lazily(
                 return
             active = [lane for lane in lanes if not lane.stopped]
             _play_round(backbone, critic, active)
+            tell(RoundEnded())
             ended = [lane for lane in lanes if lane.stopped]
             for lane, trajectory in zip(ended, end(ended), strict=True):
                 tell(Finished(trajectory))

@@ -1,0 +1,99 @@
+"""A process of its own that starts runs of the toy model as children and really kills them. Called by test_journal.py.
+
+    python kills.py FOLDER SEED TRIALS
+
+Prints one JSON line a trial: how often the run was killed, and whether what it left is what an unbroken run leaves.
+"""
+
+import json
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+from milr import registry
+from milr.runs.bench import METHODS, Terms, bench
+from toy_milr.backbone import ToyBackbone
+from toy_milr.benchmark import tasks
+from toy_milr.critic import Redness
+
+SECONDS = 0.004  # that the toy takes for a round
+PROMPTS, SEEDS, BUDGET = 6, 2, 5
+FEW = (METHODS[1], METHODS[2], METHODS[7])
+
+
+class Critics:
+    @staticmethod
+    def make(backbone):
+        return Redness()
+
+
+def run(folder):
+    return bench(
+        ToyBackbone(), tasks(PROMPTS, 7), folder, Terms(budget=BUDGET, seeds=SEEDS, critic="redness"),
+        methods=FEW, baseline=METHODS[2].name, batch=4,
+    )  # fmt: skip
+
+
+def child(folder):
+    """Start a run in a child; its process id."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            run(folder)
+            os._exit(0)
+        except BaseException as error:
+            print(type(error).__name__, error, file=sys.stderr)
+            os._exit(1)
+    return pid
+
+
+def left(folder):
+    """What a run leaves, without when it was: the report, the lines in order of their search, the images."""
+    lines = [json.loads(line) for line in (folder / "journal.jsonl").read_bytes().splitlines()]
+    for line in lines:
+        del line["at"]
+    images = sorted(file.name for file in (folder / "images").rglob("*.png"))
+    return (folder / "report.json").read_bytes(), sorted(json.dumps(line) for line in lines), images
+
+
+def main(folder, seed, trials):
+    find, load = registry.find, registry.load
+    part = registry.Part("critic", "redness", "", "redness")
+    registry.find = lambda kind, name: part if name == "redness" else find(kind, name)
+    registry.load = lambda one: Critics if one is part else load(one)
+    os.environ["TOY_SECONDS"] = str(SECONDS)
+    began = time.monotonic()
+    run(folder / "whole")
+    whole, duration = left(folder / "whole"), time.monotonic() - began
+    rng = random.Random(seed)
+    for trial in range(trials):
+        cut = folder / f"cut-{trial}"
+        kills = 0
+        times = 3 if trial % 5 == 0 else 1
+        for _ in range(times):
+            pid = child(cut)
+            time.sleep(rng.random() * duration / times)
+            os.kill(pid, signal.SIGKILL)
+            _, status = os.waitpid(pid, 0)
+            kills += os.WIFSIGNALED(status)
+        _, status = os.waitpid(child(cut), 0)
+        report, lines, images = left(cut) if status == 0 else (None, None, None)
+        print(
+            json.dumps(
+                {
+                    "kills": kills,
+                    "status": status,
+                    "same_report": report == whole[0],
+                    "same_lines": lines == whole[1],
+                    "nothing_twice": lines is not None and len(set(lines)) == len(lines),
+                    "same_images": images == whole[2],
+                }
+            )
+        )
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))

@@ -1,0 +1,229 @@
+"""Runs that survive anything: real kills, torn and damaged files, full disks, two writers, Ctrl-C."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import kills
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from command import ROOT, Milr
+from milr import registry
+from milr.drafts import Task, UserError
+from milr.runs.journal import Journal, image_file, put_aside, read_head, read_lines, read_tasks
+
+TOY = ("--model", "toy", "--reward", "redness")
+
+
+def install_redness(patch):
+    find, load = registry.find, registry.load
+    part = registry.Part("critic", "redness", "", "redness")
+    patch.setattr(registry, "find", lambda kind, name: part if name == "redness" else find(kind, name))
+    patch.setattr(registry, "load", lambda one: kills.Critics if one is part else load(one))
+
+
+@pytest.fixture
+def redness(monkeypatch):
+    install_redness(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """An unbroken run: (its folder, what it left)."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        install_redness(patch)
+        kills.run(folder)
+    return folder, kills.left(folder)
+
+
+def copy(folder, to):
+    subprocess.run(["cp", "-r", folder, to], check=True)
+    return to
+
+
+def test_killed_at_twenty_random_moments_it_ends_as_if_unbroken(tmp_path):
+    run = subprocess.run(
+        [sys.executable, kills.__file__, str(tmp_path), "3", "20"], capture_output=True, text=True, timeout=300,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT / "tests"),
+             str(ROOT / "tests" / "runs")]), "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    trials = [json.loads(line) for line in run.stdout.splitlines()]
+    assert len(trials) == 20
+    assert sum(trial["kills"] for trial in trials) >= 15
+    assert max(trial["kills"] for trial in trials) >= 2
+    for trial in trials:
+        assert trial["status"] == 0
+        assert trial["same_report"], trial
+        assert trial["same_lines"], trial
+        assert trial["nothing_twice"], trial
+        assert trial["same_images"], trial
+
+
+@settings(deadline=None, max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(cut=st.floats(0, 1))
+def test_a_journal_cut_anywhere_is_made_whole(whole, redness, tmp_path_factory, cut):
+    """Power loss: the tail of the journal is gone, in the middle of a line or not."""
+    source, left = whole
+    folder = copy(source, tmp_path_factory.mktemp("cut") / "run")
+    journal = folder / "journal.jsonl"
+    with journal.open("r+b") as stream:
+        stream.truncate(int(cut * journal.stat().st_size))
+    (folder / "report.json").unlink()
+    kills.run(folder)
+    assert kills.left(folder) == left
+
+
+def test_a_torn_end_of_zeros_is_dropped(whole, redness, tmp_path):
+    """What some file systems leave after a power cut."""
+    folder = copy(whole[0], tmp_path / "run")
+    with (folder / "journal.jsonl").open("ab") as stream:
+        stream.write(b"\0" * 100)
+    kills.run(folder)
+    assert kills.left(folder) == whole[1]
+
+
+def test_a_damaged_line_in_the_middle_is_said_and_nothing_is_lost(whole, redness, tmp_path):
+    folder = copy(whole[0], tmp_path / "run")
+    journal = folder / "journal.jsonl"
+    lines = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"".join([*lines[:5], b'{"half": \n', *lines[6:]]))
+    before = journal.read_bytes()
+    with pytest.raises(UserError, match=r"Line 6 of .* is damaged"):
+        kills.run(folder)
+    assert journal.read_bytes() == before
+
+
+def test_drafts_whose_image_is_lost_are_drawn_again(whole, redness, tmp_path):
+    folder = copy(whole[0], tmp_path / "run")
+    journal = folder / "journal.jsonl"
+    lines = journal.read_bytes().splitlines(keepends=True)
+    first_end = next(k for k, line in enumerate(lines) if b'"outcome"' in line)
+    journal.write_bytes(b"".join(lines[:first_end]))  # searches that have begun and not ended
+    broken, gone = (json.loads(line)["image"] for line in (lines[0], lines[1]))
+    image_file(folder, broken).write_bytes(b"not what its name says")
+    image_file(folder, gone).unlink(missing_ok=True)
+    kills.run(folder)
+    report, _, images = kills.left(folder)
+    assert (report, images) == (whole[1][0], whole[1][2])
+
+
+@pytest.mark.parametrize("room", [1, 2000, 20_000, 60_000])
+def test_a_full_disk_stops_the_run_and_it_goes_on_when_there_is_room(whole, redness, tmp_path, room):
+    """The kernel refuses to let files grow beyond `room` bytes, in the middle of a line as it comes."""
+    folder = tmp_path / "run"
+    pid = os.fork()
+    if pid == 0:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
+        try:
+            kills.run(folder)
+        except UserError as error:
+            os._exit(3 if "Cannot write" in str(error) else 4)
+        except BaseException:
+            os._exit(5)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 3
+    assert not list(folder.rglob("*.tmp"))
+    kills.run(folder)
+    assert kills.left(folder) == whole[1]
+
+
+@pytest.mark.parametrize("at", [0, 3, 20])
+def test_a_rename_that_fails_leaves_nothing_half_written(whole, redness, tmp_path, monkeypatch, at):
+    replace, count = os.replace, iter(range(10**6))
+
+    def failing(source, target):
+        if next(count) == at:
+            raise OSError(28, "No space left on device")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", failing)
+    with pytest.raises(UserError, match="No space left"):
+        kills.run(tmp_path / "run")
+    assert not list(tmp_path.rglob("*.tmp"))
+    kills.run(tmp_path / "run")
+    assert kills.left(tmp_path / "run") == whole[1]
+
+
+def test_one_writer_at_a_time(tmp_path):
+    with (
+        Journal(tmp_path / "run", {}),
+        pytest.raises(UserError, match="Another run is writing"),
+        Journal(tmp_path / "run", {}),
+    ):
+        pass
+
+
+def test_the_folder_says_what_it_is(tmp_path):
+    task = Task("a fox", id="7", category="one", metadata={"tag": "x"})
+    with Journal(tmp_path / "run", {"seed": 3}, [task]):
+        pass
+    assert read_head(tmp_path / "run") == {"format": "milr-run/1", "seed": 3}
+    assert read_tasks(tmp_path / "run") == [task]
+    assert list(read_lines(tmp_path / "run")) == []
+    with pytest.raises(UserError, match="is no run of milr"):
+        read_head(tmp_path)
+    assert put_aside(tmp_path / "run") == tmp_path / "run.old-1"
+    assert put_aside(tmp_path / "run") is None
+
+
+# --- The real command ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def milr(tmp_path):
+    return Milr(tmp_path)
+
+
+def wait_for_drafts(folder, number):
+    journal = folder / "journal.jsonl"
+    for _ in range(600):
+        if journal.exists() and len(journal.read_bytes().splitlines()) >= number:
+            return
+        time.sleep(0.05)
+    raise AssertionError("no drafts came")
+
+
+def bench(*more):
+    return ("bench", "toys", *TOY, "--limit", "4", "--budget", "4", "--batch", "2", "--search", "best-of-n",
+            "--search", "repair", "--out", "r", *more)  # fmt: skip
+
+
+def test_ctrl_c_twice_a_second_writer_and_a_new_beginning(milr):
+    first = milr.start(*bench(), TOY_SECONDS="0.3")
+    wait_for_drafts(milr.folder / "r", 3)
+    second = milr(*bench())
+    assert second.returncode == 2
+    assert "Another run is writing" in second.stderr
+    first.send_signal(signal.SIGINT)
+    time.sleep(0.1)
+    first.send_signal(signal.SIGINT)
+    out, _ = first.communicate(timeout=60)
+    assert first.returncode != 0
+    assert out == ""
+    kept = (milr.folder / "r" / "journal.jsonl").read_bytes()
+    assert kept
+
+    other = milr(*bench("--seed", "1"))
+    assert other.returncode == 2
+    assert "another seed (0, not 1)" in other.stderr
+    assert "--force-new" in other.stderr
+    assert (milr.folder / "r" / "journal.jsonl").read_bytes() == kept
+
+    resumed = milr(*bench())
+    assert resumed.returncode == 0, resumed.stderr
+    assert (milr.folder / "r" / "journal.jsonl").read_bytes().startswith(kept)
+    anew = milr(*bench("--force-new"))
+    assert anew.returncode == 0, anew.stderr
+    assert (milr.folder / "r.old-1" / "journal.jsonl").exists()
+    reports = [Path(milr.folder / name / "report.json").read_bytes() for name in ("r", "r.old-1")]
+    assert reports[0] == reports[1]
