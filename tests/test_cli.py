@@ -216,7 +216,7 @@ def test_bench_on_the_command_line(milr):
     assert "| best-of-n sampled text |" in run.stdout
     report = json.loads((milr.folder / "c" / "report.json").read_text())
     assert report["prompts"] == 3
-    assert math.isclose(report["methods"][0]["mean_calls"], 1)
+    assert math.isclose(report["searches"]["single"]["calls"], 1)
 
 
 @pytest.mark.parametrize("benchmark", [["geneval"], ["t2i-compbench"], ["custom", "--data", "products"]])

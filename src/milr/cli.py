@@ -430,12 +430,33 @@ def bench(
         baseline=baseline or (BASELINE if BASELINE in names else names[0]),
         batch=batch,
         max_abstain=max_abstain,
-        overall=getattr(registry.load(registry.find("benchmark", benchmark)), "overall", None),
         about={"benchmark": benchmark, "prompt_seed": prompt_seed, **({"categories": category} if category else {})},
         tell=Pace(console).hear,
     )
     print(to_markdown(report))
     print(f"written: {', '.join(str(out / name) for name in ('report.md', 'report.json', 'curves.svg'))}")
+
+
+@app.command()
+def runs(
+    folders: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of 'milr bench --out'.")],
+    as_json: Json = False,
+) -> None:
+    """Where runs stand: searches done and solved, drafts, pace, time left, what could not be scored."""
+    from dataclasses import asdict
+
+    from milr.runs.reading import describe, read_run
+
+    for folder in folders:
+        reading = read_run(folder)
+        if as_json:
+            standing = [asdict(one) for one in reading.standings.values()]
+            found = {"run": str(folder), "drafts_a_second": reading.drafts_a_second,
+                     "seconds_left": reading.seconds_left, "methods": standing}  # fmt: skip
+            print(json.dumps(found))
+            continue
+        for line in describe(reading):
+            print(_line(line, 400))
 
 
 def _tasks_of(

@@ -53,6 +53,7 @@ def child(folder):
 def left(folder):
     """What a run leaves, without when it was: the report, the lines in order of their search, the images."""
     lines = [json.loads(line) for line in (folder / "journal.jsonl").read_bytes().splitlines()]
+    lines = [line for line in lines if "started" not in line]
     for line in lines:
         del line["at"]
     images = sorted(file.name for file in (folder / "images").rglob("*.png"))

@@ -108,7 +108,7 @@ def test_drafts_whose_image_is_lost_are_drawn_again(whole, redness, tmp_path):
     lines = journal.read_bytes().splitlines(keepends=True)
     first_end = next(k for k, line in enumerate(lines) if b'"outcome"' in line)
     journal.write_bytes(b"".join(lines[:first_end]))  # searches that have begun and not ended
-    broken, gone = (json.loads(line)["image"] for line in (lines[0], lines[1]))
+    broken, gone = (json.loads(line)["image"] for line in lines[1:3])
     image_file(folder, broken).write_bytes(b"not what its name says")
     image_file(folder, gone).unlink(missing_ok=True)
     kills.run(folder)

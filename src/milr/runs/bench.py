@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,9 @@ from milr.drafts import Task, Trajectory, UserError
 from milr.runs.generate import Plan, Request, prepare
 from milr.runs.journal import Journal, Outcome
 from milr.runs.output import write_atomically
+from milr.runs.reading import report_of
 from milr.runs.record import fingerprint, versions
-from milr.runs.report import BASELINE, MAX_ABSTAIN, Method, curves, make_report, to_markdown
+from milr.runs.report import BASELINE, MAX_ABSTAIN, Method, curves, to_markdown
 from milr.searches.driver import DraftScored, Event, Interrupted, RoundEnded, drive_lazily
 
 SEARCHES_AT_ONCE = 32
@@ -74,7 +75,6 @@ def bench(
     methods: Sequence[Method] = METHODS,
     baseline: str = BASELINE,
     batch: int = SEARCHES_AT_ONCE,
-    overall: Callable[[Mapping[str, float]], float] | None = None,
     max_abstain: float = MAX_ABSTAIN,
     about: Mapping[str, Any] | None = None,
     tell: Callable[[Progress], None] | None = None,
@@ -84,8 +84,9 @@ def bench(
     Args:
         baseline: name of the method that the others are paired with, prompt by prompt.
         batch: searches side by side; no result depends on it, but for ties between floats.
-        overall, max_abstain: see `make_report`.
-        about: what else belongs in the report (the command that made it). tell: hears where the run stands.
+        max_abstain: see `make_report`.
+        about: what else belongs in the report: `benchmark` (its own score is then given), seeds of the prompts.
+        tell: hears where the run stands.
     Raises UserError if `folder` holds a run with other terms, prompts or model.
     """
     plans = {method.name: plan_of(method, terms) for method in methods}
@@ -106,6 +107,17 @@ def bench(
     )
     with Journal(folder, head, tasks) as journal:
         for method in methods:
+            journal.finished(method.name, method.spec)  # refuses a name that meant something else
+        journal.start(
+            {
+                "methods": [asdict(method) for method in methods],
+                "baseline": baseline,
+                "max_abstain": max_abstain,
+                "versions": versions(),
+                **(about or {}),
+            }
+        )
+        for method in methods:
             plan = plans[method.name]
             keeper = _Keeper(journal, method, len(tasks) * terms.seeds, tell)
             try:
@@ -120,11 +132,7 @@ def bench(
                     keeper.keep(trajectory)
                 journal.sync()
                 raise
-        outcomes = list(journal.outcomes.values())
-    report = make_report(
-        outcomes, methods, tasks, {**head, "versions": versions(), **(about or {})}, baseline,
-        overall=overall, max_abstain=max_abstain,
-    )  # fmt: skip
+    report = report_of([folder])
     write_atomically(folder / "report.json", (json.dumps(report, indent=2) + "\n").encode())
     write_atomically(folder / "report.md", to_markdown(report).encode())
     write_atomically(folder / "curves.svg", curves(report).encode())

@@ -2,7 +2,7 @@
 
     run.json          what decides the results (model, critics, budget, seeds, ...): a run goes on only with the same
     tasks.jsonl       the prompts
-    journal.jsonl     one line a scored draft, one a finished search, in the order in which they came
+    journal.jsonl     one line a start, one a scored draft, one a finished search, in the order in which they came
     images/ab/*.png   the drafts' images, named by the SHA-256 of their content
 
 A line is on disk (fsync) before the next round draws, and the image that it names before the line. What a kill can tear
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 FORMAT = "milr-run/1"
+KINDS = ("started", "draft", "outcome")  # of lines
 
 Key = tuple[str, str, int]  # method, task id, seed index: names one search of a run
 
@@ -91,6 +92,11 @@ class Journal:
 
     def __exit__(self, *_: object) -> None:
         self._stream.close()
+
+    def start(self, about: Mapping[str, Any]) -> None:
+        """Note that the run was started (again): its methods, versions and what else the report should say."""
+        self._write({"started": dict(about)})
+        self.sync()
 
     def add_draft(self, method: str, task: str, seed_index: int, draft: Draft) -> None:
         """Keep a scored draft; durable after the next `sync`."""
@@ -176,7 +182,7 @@ class Journal:
                 outcome = read_outcome(line["outcome"])
                 self.outcomes[outcome.key] = outcome
                 self._begun.pop(outcome.key, None)
-            else:
+            elif "draft" in line:
                 key = (line["method"], line["task"], line["seed_index"])
                 lines = self._begun.setdefault(key, [])
                 del lines[line["draft"]["number"] :]  # drawn afresh after an image was lost
@@ -281,7 +287,7 @@ def _lines(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 line = json.loads(raw) if raw.endswith(b"\n") else None
             except ValueError:
                 line = None
-            if not isinstance(line, dict) or not ("outcome" in line or "draft" in line):
+            if not isinstance(line, dict) or line.keys().isdisjoint(KINDS):
                 torn = number
                 continue
             end += len(raw)

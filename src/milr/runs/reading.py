@@ -1,0 +1,193 @@
+"""Reads runs back from their folders, finished or going on: where they stand, and the report of one or several.
+
+Knows journals and reports, no model. Nothing is written and nothing locked, so it may be done while a run goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from milr import registry
+from milr.drafts import Task, UserError
+from milr.runs.journal import Key, Outcome, read_head, read_lines, read_outcome, read_tasks
+from milr.runs.report import BASELINE, MAX_ABSTAIN, Method, make_report
+
+RATE_OVER = 600.0  # seconds: drafts a second are those of the last ten minutes of work
+PAUSE = 120.0  # a longer gap between two lines is no work
+
+
+@dataclass
+class Standing:
+    """Where one method of a run stands."""
+
+    method: str
+    searches: int
+    done: int = 0
+    solved: int = 0
+    drafts: int = 0
+    unscored: int = 0
+    best_rewards: list[float] = field(default_factory=list)  # of the finished searches
+    reasons: dict[str, int] = field(default_factory=dict)  # why drafts have no score, with how many
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A run as it lies on disk."""
+
+    folder: Path
+    head: Mapping[str, Any]
+    tasks: Sequence[Task]
+    started: Mapping[str, Any]  # the last start: methods, baseline, versions, benchmark
+    versions: Sequence[Mapping[str, str]]  # of all starts, each once
+    outcomes: Mapping[Key, Outcome]
+    standings: Mapping[str, Standing]
+    drafts_a_second: float
+    last_at: float
+
+    @property
+    def methods(self) -> tuple[Method, ...]:
+        return tuple(_method(fields) for fields in self.started.get("methods", ()))
+
+    @property
+    def seconds_left(self) -> float | None:
+        """At the pace of the last minutes, with as many drafts a search as so far; None where nothing is known yet."""
+        done = sum(one.done for one in self.standings.values())
+        drafts = sum(one.drafts for one in self.standings.values())
+        searches = sum(one.searches for one in self.standings.values())
+        if not done or not self.drafts_a_second:
+            return None
+        return (searches - done) * drafts / done / self.drafts_a_second
+
+
+def read_run(folder: Path) -> Reading:
+    """Read a run's folder. Raises UserError where it is none."""
+    head, tasks = read_head(folder), read_tasks(folder)
+    searches = len(tasks) * int(head["seeds"])
+    started: dict[str, Any] = {}
+    versions: list[dict[str, str]] = []
+    outcomes: dict[Key, Outcome] = {}
+    standings: dict[str, Standing] = {}
+    times: list[float] = []
+    last = 0.0
+    for line in read_lines(folder):
+        last = float(line["at"])
+        if "started" in line:
+            started = line["started"]
+            if started["versions"] not in versions:
+                versions.append(started["versions"])
+            for fields in started["methods"]:
+                standings.setdefault(fields["name"], Standing(fields["name"], searches))
+        elif "draft" in line:
+            times.append(last)
+            standing, score = standings[line["method"]], line["draft"]["score"]
+            standing.drafts += 1
+            if score["value"] is None:
+                standing.unscored += 1
+                standing.reasons[score["reason"]] = standing.reasons.get(score["reason"], 0) + 1
+        else:
+            outcome = read_outcome(line["outcome"])
+            outcomes[outcome.key] = outcome
+            standing = standings[outcome.method]
+            standing.done += 1
+            standing.solved += outcome.stopped == "threshold"
+            standing.best_rewards.append(max((reward for reward in outcome.rewards if reward is not None), default=0.0))
+    return Reading(folder, head, tasks, started, versions, outcomes, standings, _pace(times), last)
+
+
+def describe(reading: Reading) -> Iterator[str]:
+    """Where a run stands, in lines of text."""
+    head, left = reading.head, reading.seconds_left
+    state = "nothing is known of the time left" if left is None else f"about {left:.0f} s left"
+    if all(one.done == one.searches for one in reading.standings.values()):
+        state = "finished"
+    yield (
+        f"{reading.folder}: {len(reading.tasks)} prompts x {head['seeds']}, budget {head['budget']}, critic "
+        f"{head['critic']}, model {head['model']}; {reading.drafts_a_second:.2f} drafts a second, {state}"
+    )
+    for one in reading.standings.values():
+        line = f"  {one.method}: {one.done} of {one.searches} done, {one.solved} solved, {one.drafts} drafts"
+        if one.best_rewards:
+            line += f", mean best reward {sum(one.best_rewards) / len(one.best_rewards):.3f}"
+        yield line
+        for reason, count in sorted(one.reasons.items(), key=lambda pair: -pair[1])[:3]:
+            yield f"    {count} drafts without a score: {reason}"
+
+
+def report_of(folders: Sequence[Path], baseline: str | None = None) -> dict[str, Any]:
+    """The report of a run, or of several on the same prompts under the same terms, whose methods then stand side by
+    side. Raises UserError where they do not fit together, or where a search is missing."""
+    readings = [read_run(folder) for folder in folders]
+    first = readings[0]
+    for other in readings[1:]:
+        differs = next((key for key in first.head if other.head.get(key) != first.head[key]), None)
+        if differs is not None:
+            raise UserError(
+                f"{other.folder} has another {differs.replace('_', ' ')} than {first.folder}; only runs on the same "
+                "prompts under the same terms can be compared."
+            )
+    methods: dict[str, Method] = {}
+    outcomes: list[Outcome] = []
+    for reading in readings:
+        for method in reading.methods:
+            if method.name in methods:
+                raise UserError(f"Two runs have a method called '{method.name}'; give one of them a LABEL=.")
+            methods[method.name] = method
+            mine = [outcome for outcome in reading.outcomes.values() if outcome.method == method.name]
+            missing = len(reading.tasks) * int(reading.head["seeds"]) - len(mine)
+            if missing:
+                raise UserError(
+                    f"{reading.folder} is not finished: {missing} searches of '{method.name}' are missing; run its "
+                    "command again, it goes on where it stopped. 'milr runs' shows where it stands."
+                )
+            outcomes += mine
+    started = first.started
+    names = list(methods)
+    chosen = baseline or started.get("baseline", BASELINE)
+    if baseline is not None and baseline not in names:
+        raise UserError(f"The baseline '{baseline}' is none of the methods: {', '.join(names)}.")
+    about = {key: value for key, value in started.items() if key not in ("methods", "baseline", "versions")}
+    found = [one for reading in readings for one in reading.versions]
+    versions = [one for index, one in enumerate(found) if one not in found[:index]]
+    report = make_report(
+        outcomes,
+        list(methods.values()),
+        first.tasks,
+        {**{key: value for key, value in first.head.items() if key != "format"}, **about, "versions": versions},
+        chosen if chosen in names else names[0],
+        overall=_overall(started.get("benchmark")),
+        max_abstain=float(started.get("max_abstain", MAX_ABSTAIN)),
+    )
+    if len(versions) > 1:
+        differing = sorted(
+            {key for one in versions for key in one if any(one.get(key) != v.get(key) for v in versions)}
+        )
+        report["warnings"].append(f"parts of the run were made with other versions ({', '.join(differing)})")
+    return report
+
+
+def _overall(benchmark: str | None) -> Any:
+    """The benchmark's own score, where it has one and is installed."""
+    if benchmark is None or benchmark not in [part.name for part in registry.parts("benchmark")]:
+        return None
+    return getattr(registry.load(registry.find("benchmark", benchmark)), "overall", None)
+
+
+def _method(fields: Mapping[str, Any]) -> Method:
+    settings = tuple((name, value) for name, value in fields["settings"])
+    return Method(fields["name"], fields["search"], fields["preset"], settings, fields["returns_last"])
+
+
+def _pace(times: Iterable[float]) -> float:
+    """Drafts a second over the last ten minutes of work, pauses left out."""
+    found = list(times)
+    worked, count = 0.0, 0
+    for before, after in zip(reversed(found[:-1]), reversed(found[1:]), strict=True):
+        if after - before < PAUSE:
+            worked += after - before
+        count += 1
+        if worked > RATE_OVER:
+            break
+    return count / worked if worked > 0 else 0.0
