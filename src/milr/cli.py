@@ -459,6 +459,38 @@ def runs(
             print(_line(line, 400))
 
 
+@app.command()
+def report(
+    folders: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Finished runs on the same prompts.")],
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write one self-contained page, e.g. report.html.")
+    ] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Tables on stdout (the default without --out).")] = False,
+    as_json: Json = False,
+    baseline: Annotated[
+        str | None,
+        typer.Option(help="The method that the others are paired with.", show_default="the run's own"),
+    ] = None,
+) -> None:
+    """Who won, by how much, at what cost, and how sure that is: from the journals of runs."""
+    from milr.runs.output import write_atomically
+    from milr.runs.reading import read_run, report_of
+    from milr.runs.report import to_markdown
+    from milr.runs.report_page import render_report
+
+    if out is not None and out.is_dir():
+        raise UserError(f"{out} is a folder; name a file, e.g. --out {out / 'report.html'}.")
+    readings = [read_run(folder) for folder in folders]
+    found = report_of(readings, baseline)
+    if out is not None:
+        write_atomically(out, render_report(found, readings).encode())
+        print(f"written: {out}", file=sys.stderr)
+    if as_json:
+        print(json.dumps(found))
+    elif markdown or out is None:
+        print(to_markdown(found))
+
+
 def _tasks_of(
     benchmark: str, limit: int | None, prompt_seed: int, category: list[str] | None, data: Path | None
 ) -> Sequence[Task]:

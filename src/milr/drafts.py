@@ -208,7 +208,8 @@ class Trajectory:
 
     `stopped` is one of 'threshold', 'budget', 'search' (the strategy had nothing more to ask), 'abstained' (ten
     abstentions in a row), 'interrupted'. `best` is the index of the draft that the search returns: the earliest
-    of highest reward unless the strategy says otherwise.
+    of highest reward unless the strategy says otherwise. `held_out` is what held-out critics say of it, by critic,
+    `held_out_first` what they say of the first draft: a search that is fooled by its reward makes it worse.
     """
 
     task: Task
@@ -222,6 +223,7 @@ class Trajectory:
     best: int
     stopped: str
     held_out: Mapping[str, Score] = field(default_factory=dict)
+    held_out_first: Mapping[str, Score] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     @property

@@ -37,7 +37,7 @@ def test_a_finished_run(tmp_path):
     first, *others = describe(reading)
     assert first.endswith("finished")
     assert len(others) == 2
-    assert report_of([tmp_path / "run"]) == report
+    assert report_of([read_run(tmp_path / "run")]) == report
 
 
 def test_an_unfinished_run_stands_somewhere_and_has_no_report(tmp_path):
@@ -49,22 +49,22 @@ def test_an_unfinished_run_stands_somewhere_and_has_no_report(tmp_path):
     assert [one.done for one in reading.standings.values()] == [3, 2]
     assert "left" in next(describe(reading))
     with pytest.raises(UserError, match="1 searches of 'best-of-n sampled text' are missing"):
-        report_of([tmp_path / "run"])
+        report_of([read_run(tmp_path / "run")])
 
 
 def test_runs_on_the_same_prompts_stand_side_by_side(tmp_path):
     both = run(tmp_path / "both")
     run(tmp_path / "a", METHODS[1:2])
     run(tmp_path / "b", METHODS[2:3])
-    report = report_of([tmp_path / "a", tmp_path / "b"])
+    report = report_of([read_run(tmp_path / "a"), read_run(tmp_path / "b")])
     assert (report["searches"], report["pairs"]) == (both["searches"], both["pairs"])
     run(tmp_path / "c", METHODS[2:3], seed=1)
     with pytest.raises(UserError, match="has another seed than"):
-        report_of([tmp_path / "a", tmp_path / "c"])
+        report_of([read_run(tmp_path / "a"), read_run(tmp_path / "c")])
     with pytest.raises(UserError, match="give one of them a LABEL="):
-        report_of([tmp_path / "a", tmp_path / "both"])
+        report_of([read_run(tmp_path / "a"), read_run(tmp_path / "both")])
     with pytest.raises(UserError, match="baseline 'x' is none of the methods"):
-        report_of([tmp_path / "a"], "x")
+        report_of([read_run(tmp_path / "a")], "x")
 
 
 def test_parts_made_with_other_versions_are_said(tmp_path):
@@ -74,7 +74,8 @@ def test_parts_made_with_other_versions_are_said(tmp_path):
     started = json.loads(first)
     started["started"]["versions"]["torch"] = "1.0"
     journal.write_text(json.dumps(started) + "\n" + first + "\n" + rest)
-    assert report_of([tmp_path / "run"])["warnings"] == ["parts of the run were made with other versions (torch)"]
+    warnings = report_of([read_run(tmp_path / "run")])["warnings"]
+    assert warnings == ["parts of the run were made with other versions (torch)"]
 
 
 def test_reading_while_it_runs(milr):  # noqa: F811

@@ -262,15 +262,17 @@ def test_no_search_sees_what_only_critics_may_know() -> None:
     assert trajectory.task == task
 
 
-def test_held_out_critics_score_the_chosen_image_only_and_cost_nothing() -> None:
+def test_held_out_critics_score_the_chosen_and_the_first_image_and_cost_nothing() -> None:
     held_out = CountingCritic(noise, name="other")
     broken = FixedCritic(lambda images: [Score(math.nan) for _ in images])
     found = drive(Toy(), CountingCritic(match), tasks(3), best_of_n, BestOfN(), budget=4, held_out=[held_out, broken])
-    assert held_out.calls == 3
+    assert held_out.calls == 3 + sum(trajectory.best != 0 for trajectory in found)  # and the first, if it is another
     for trajectory in found:
         assert trajectory.cost.reward_calls == 4
         best = trajectory.best_draft.drawn.image_tokens
         assert trajectory.held_out["other"].value == noise(best, trajectory.task)
+        first = trajectory.drafts[0].drawn.image_tokens
+        assert trajectory.held_out_first["other"].value == noise(first, trajectory.task)
         assert trajectory.held_out["fixed"].abstained
 
 

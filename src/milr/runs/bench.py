@@ -20,7 +20,7 @@ from milr.drafts import Task, Trajectory, UserError
 from milr.runs.generate import Plan, Request, prepare
 from milr.runs.journal import Journal, Outcome
 from milr.runs.output import write_atomically
-from milr.runs.reading import report_of
+from milr.runs.reading import read_run, report_of
 from milr.runs.record import fingerprint, versions
 from milr.runs.report import BASELINE, MAX_ABSTAIN, Method, curves, to_markdown
 from milr.searches.driver import DraftScored, Event, Interrupted, RoundEnded, drive_lazily
@@ -132,7 +132,7 @@ def bench(
                     keeper.keep(trajectory)
                 journal.sync()
                 raise
-    report = report_of([folder])
+    report = report_of([read_run(folder)])
     write_atomically(folder / "report.json", (json.dumps(report, indent=2) + "\n").encode())
     write_atomically(folder / "report.md", to_markdown(report).encode())
     write_atomically(folder / "curves.svg", curves(report).encode())
@@ -203,6 +203,12 @@ def _outcome(method: Method, trajectory: Trajectory) -> Outcome:
         returned=trajectory.best,
         stopped=trajectory.stopped,
         held_out={name: score.value for name, score in trajectory.held_out.items()},
+        held_out_first={name: score.value for name, score in trajectory.held_out_first.items()},
+        failed={
+            name: [check.text for check in score.checks if not check.passed]
+            for name, score in {trajectory.critic: trajectory.best_draft.score, **trajectory.held_out}.items()
+            if score.checks
+        },
         notes=trajectory.notes,
     )
 

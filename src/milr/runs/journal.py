@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from milr.drafts import Draft, Task, UserError
+from milr.runs.looks import look
 from milr.runs.output import write_atomically
 from milr.runs.record import draft_from_json, draft_to_json
 
@@ -41,7 +42,8 @@ Key = tuple[str, str, int]  # method, task id, seed index: names one search of a
 @dataclass(frozen=True)
 class Outcome:
     """A finished search: of each draft its reward, decoded tokens, seconds and the search's move; which draft was
-    returned, and what the held-out critics say of it (None: abstained)."""
+    returned, what the held-out critics say of it and of the first one (None: abstained), and which checks the returned
+    draft fails, in the words of each critic."""
 
     method: str
     spec: str
@@ -55,6 +57,8 @@ class Outcome:
     returned: int
     stopped: str
     held_out: Mapping[str, float | None] = field(default_factory=dict)
+    held_out_first: Mapping[str, float | None] = field(default_factory=dict)
+    failed: Mapping[str, Sequence[str]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     @property
@@ -100,7 +104,8 @@ class Journal:
 
     def add_draft(self, method: str, task: str, seed_index: int, draft: Draft) -> None:
         """Keep a scored draft; durable after the next `sync`."""
-        line = {"draft": draft_to_json(draft), "image": self._keep(draft.drawn.image)}
+        image = draft.drawn.image
+        line = {"draft": draft_to_json(draft), "image": self._keep(image), "look": look(image)}
         self._write({"method": method, "task": task, "seed_index": seed_index, **line})
 
     def add(self, outcome: Outcome) -> None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import jinja2
     from PIL.Image import Image
 
 CURVE_WIDTH, CURVE_HEIGHT, CURVE_MARGIN = 640, 180, 34
@@ -40,17 +41,21 @@ class Point:
     reward: float | None
 
 
-def render_page(record: Mapping[str, Any], images: Sequence[Image]) -> str:
-    """The page as HTML. `images` are those of all drafts, in order."""
+def environment() -> jinja2.Environment:
+    """Where the page's templates come from; everything that is put into them is escaped."""
     import jinja2
 
-    environment = jinja2.Environment(
+    return jinja2.Environment(
         loader=jinja2.PackageLoader("milr.runs"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+
+
+def render_page(record: Mapping[str, Any], images: Sequence[Image]) -> str:
+    """The page as HTML. `images` are those of all drafts, in order."""
     drafts = record["drafts"]
     before = ""
     shown = []
@@ -67,15 +72,19 @@ def render_page(record: Mapping[str, Any], images: Sequence[Image]) -> str:
             }
         )  # fmt: skip
         before = draft["reasoning"]
-    return environment.get_template("trajectory.html").render(
-        record=record,
-        drafts=shown,
-        best=shown[record["best"]],
-        curve=curve([draft["reward"] for draft in drafts]),
-        highest=max((draft for draft in shown if draft["reward"] is not None), key=_reward, default=None),
-        stopped=STOPPED.get(record["stopped"], record["stopped"]),
-        cell=record["model"]["image_size"] / record["model"]["grid"],
-        size=record["model"]["image_size"],
+    return (
+        environment()
+        .get_template("trajectory.html")
+        .render(
+            record=record,
+            drafts=shown,
+            best=shown[record["best"]],
+            curve=curve([draft["reward"] for draft in drafts]),
+            highest=max((draft for draft in shown if draft["reward"] is not None), key=_reward, default=None),
+            stopped=STOPPED.get(record["stopped"], record["stopped"]),
+            cell=record["model"]["image_size"] / record["model"]["grid"],
+            size=record["model"]["image_size"],
+        )
     )
 
 

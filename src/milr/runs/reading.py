@@ -14,6 +14,7 @@ from milr import registry
 from milr.drafts import Task, UserError
 from milr.runs.journal import Key, Outcome, read_head, read_lines, read_outcome, read_tasks
 from milr.runs.report import BASELINE, MAX_ABSTAIN, Method, make_report
+from milr.runs.signs import Ends, signs_of
 
 RATE_OVER = 600.0  # seconds: drafts a second are those of the last ten minutes of work
 PAUSE = 120.0  # a longer gap between two lines is no work
@@ -43,6 +44,7 @@ class Reading:
     started: Mapping[str, Any]  # the last start: methods, baseline, versions, benchmark
     versions: Sequence[Mapping[str, str]]  # of all starts, each once
     outcomes: Mapping[Key, Outcome]
+    ends: Mapping[Key, Ends]  # first and returned draft of the finished searches
     standings: Mapping[str, Standing]
     drafts_a_second: float
     last_at: float
@@ -70,6 +72,8 @@ def read_run(folder: Path) -> Reading:
     versions: list[dict[str, str]] = []
     outcomes: dict[Key, Outcome] = {}
     standings: dict[str, Standing] = {}
+    begun: dict[Key, list[dict[str, Any]]] = {}  # of unfinished searches, what Ends wants of each draft
+    ends: dict[Key, Ends] = {}
     times: list[float] = []
     last = 0.0
     for line in read_lines(folder):
@@ -82,6 +86,9 @@ def read_run(folder: Path) -> Reading:
                 standings.setdefault(fields["name"], Standing(fields["name"], searches))
         elif "draft" in line:
             times.append(last)
+            drawn = begun.setdefault((line["method"], line["task"], line["seed_index"]), [])
+            del drawn[line["draft"]["number"] :]
+            drawn.append({"look": line["look"], "image": line["image"], "text": line["draft"]["reasoning"]})
             standing, score = standings[line["method"]], line["draft"]["score"]
             standing.drafts += 1
             if score["value"] is None:
@@ -90,11 +97,13 @@ def read_run(folder: Path) -> Reading:
         else:
             outcome = read_outcome(line["outcome"])
             outcomes[outcome.key] = outcome
+            first, *_ = drawn = begun.pop(outcome.key)
+            ends[outcome.key] = Ends(outcome, *_columns(first, drawn[outcome.returned]))
             standing = standings[outcome.method]
             standing.done += 1
             standing.solved += outcome.stopped == "threshold"
             standing.best_rewards.append(max((reward for reward in outcome.rewards if reward is not None), default=0.0))
-    return Reading(folder, head, tasks, started, versions, outcomes, standings, _pace(times), last)
+    return Reading(folder, head, tasks, started, versions, outcomes, ends, standings, _pace(times), last)
 
 
 def describe(reading: Reading) -> Iterator[str]:
@@ -116,10 +125,9 @@ def describe(reading: Reading) -> Iterator[str]:
             yield f"    {count} drafts without a score: {reason}"
 
 
-def report_of(folders: Sequence[Path], baseline: str | None = None) -> dict[str, Any]:
+def report_of(readings: Sequence[Reading], baseline: str | None = None) -> dict[str, Any]:
     """The report of a run, or of several on the same prompts under the same terms, whose methods then stand side by
     side. Raises UserError where they do not fit together, or where a search is missing."""
-    readings = [read_run(folder) for folder in folders]
     first = readings[0]
     for other in readings[1:]:
         differs = next((key for key in first.head if other.head.get(key) != first.head[key]), None)
@@ -160,12 +168,22 @@ def report_of(folders: Sequence[Path], baseline: str | None = None) -> dict[str,
         overall=_overall(started.get("benchmark")),
         max_abstain=float(started.get("max_abstain", MAX_ABSTAIN)),
     )
+    ends = {key: one for reading in readings for key, one in reading.ends.items()}
+    for name in methods:
+        of_method = [ends[outcome.key] for outcome in outcomes if outcome.method == name]
+        report["searches"][name]["signs"] = signs = signs_of(of_method, first.head["held_out"])
+        report["warnings"] += [f"{name}: reward hacking? {reason}" for reason in signs["reasons"]]
     if len(versions) > 1:
         differing = sorted(
             {key for one in versions for key in one if any(one.get(key) != v.get(key) for v in versions)}
         )
         report["warnings"].append(f"parts of the run were made with other versions ({', '.join(differing)})")
     return report
+
+
+def _columns(first: Mapping[str, Any], returned: Mapping[str, Any]) -> Iterator[Any]:
+    """The fields of Ends after the outcome: look, text and image, of the first and of the returned draft."""
+    return (one[name] for name in ("look", "text", "image") for one in (first, returned))
 
 
 def _overall(benchmark: str | None) -> Any:

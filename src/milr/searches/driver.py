@@ -133,7 +133,8 @@ def drive(
         budget: reward calls of one search, the first draft included, 1 to 100,000.
         threshold: stop as soon as a draft's reward reaches it.
         seed: of the whole run; a draft's stream derives from it, the task id, the seed index and its number.
-        held_out: critics that score only the chosen image, after the search: not charged, never seen by it.
+        held_out: critics that score only the returned and the first image, after the search: not charged, never
+            seen by it.
         batch: searches side by side. Changes speed and memory, never a result.
         on_event: hears Started, DraftScored, RoundEnded and Finished as they happen.
         resume: drafts already drawn and scored, by (task id, seed index). They are fed to the strategy first;
@@ -197,11 +198,16 @@ def drive_lazily(
         return Lane(search(problem, settings), task, seed, seed_index, budget, threshold, recorded, tell)
 
     def end(lanes: Sequence[Lane], *, judge_held_out: bool = True) -> list[Trajectory]:
-        chosen = [lane.drafts[lane.best] for lane in lanes]
-        scores = {
-            judged_by.name: judge(judged_by, [draft.drawn.image for draft in chosen], [lane.task for lane in lanes])
-            for judged_by in (held_out if judge_held_out and lanes else ())
-        }
+        # The returned draft and the first one of each lane; where they are the same it is judged once.
+        asked = [(lane, number) for lane in lanes for number in sorted({0, lane.best})]
+        images = [lane.drafts[number].drawn.image for lane, number in asked]
+        scores: dict[tuple[str, int, int], Score] = {}
+        for other in held_out if judge_held_out and lanes else ():
+            found = judge(other, images, [lane.task for lane, _ in asked])
+            scores.update(
+                {(other.name, id(lane), number): score for (lane, number), score in zip(asked, found, strict=True)}
+            )
+        names = [other.name for other in held_out] if scores else []
         return [
             Trajectory(
                 task=lane.task,
@@ -214,10 +220,11 @@ def drive_lazily(
                 drafts=tuple(lane.drafts),
                 best=lane.best,
                 stopped=lane.stopped,
-                held_out={judged_by: found[index] for judged_by, found in scores.items()},
+                held_out={name: scores[name, id(lane), lane.best] for name in names},
+                held_out_first={name: scores[name, id(lane), 0] for name in names},
                 notes=tuple(lane.notes),
             )
-            for index, lane in enumerate(lanes)
+            for lane in lanes
         ]
 
     waiting = ((task, index) for task in tasks for index in range(seeds) if (task.id, index) not in skip)

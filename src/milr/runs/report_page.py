@@ -1,0 +1,109 @@
+"""report.html: one self-contained page that shows which search won, by how much, at what cost, and how sure that is.
+
+Like trajectory.html: no request leaves it, no script is in it, whatever a prompt, a text or a critic says is text.
+Knows reports and readings of runs.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from milr.runs.journal import read_image
+from milr.runs.page import data_uri, environment
+from milr.runs.reading import Reading
+from milr.runs.report import curves, pair_of
+from milr.runs.signs import Ends
+
+SIDE_BY_SIDE = 6  # prompts that one search draws better than another
+FAILURES = 18
+
+
+def render_report(report: Mapping[str, Any], readings: Sequence[Reading]) -> str:
+    """The page as HTML. `report` is of these readings."""
+    folders = {name: reading for reading in readings for name in (method.name for method in reading.methods)}
+    names = list(report["searches"])
+    rivals = sorted(
+        (name for name in names if name != report["baseline"]),
+        key=lambda name: -report["searches"][name]["success"],
+    )
+    gallery = _Gallery(report, folders)
+    against = report["baseline"]
+    return str(
+        environment()
+        .get_template("report.html")
+        .render(
+            report=report,
+            names=names,
+            judge=(report["held_out"] or [report["critic"]])[0],
+            curves="data:image/svg+xml;base64," + base64.b64encode(curves(report).encode()).decode(),
+            verdicts=[
+                pair
+                for pair in report["pairs"]
+                if "category" not in pair and (pair["axis"] != "calls" or pair["at"] == report["calls"][-1])
+            ],
+            pair_of=lambda name, **where: pair_of(report, name, **where),
+            categories=list(next(iter(report["searches"].values()))["by_category"]),
+            comparisons=[
+                {"a": better, "b": worse, "prompts": list(gallery.better(better, worse))}
+                for better, worse in ([(rivals[0], against), (against, rivals[0])] if rivals and against else [])
+            ],
+            failures=[{"name": name, "shown": list(gallery.failures(name))} for name in (rivals or names)[:1]],
+            signs={name: row["signs"] for name, row in report["searches"].items() if "signs" in row},
+        )
+    )
+
+
+class _Gallery:
+    """Chooses searches worth a look and loads their pictures."""
+
+    def __init__(self, report: Mapping[str, Any], readings: Mapping[str, Reading]) -> None:
+        self.report, self.readings = report, readings
+        self.tasks = {task.id: task for reading in readings.values() for task in reading.tasks}
+
+    def better(self, a: str, b: str) -> Iterator[dict[str, Any]]:
+        """Prompts where a's returned draft is better than b's, the largest difference first."""
+        of_a, of_b = self._ends(a), self._ends(b)
+        differences = [(self._worth(one) - self._worth(of_b[key]), key) for key, one in of_a.items() if key in of_b]
+        for difference, key in sorted(differences, key=lambda pair: -pair[0])[:SIDE_BY_SIDE]:
+            if difference > 0:
+                yield {
+                    "prompt": self.tasks[key[0]].prompt,
+                    "a": self._shown(a, of_a[key]),
+                    "b": self._shown(b, of_b[key]),
+                }
+
+    def failures(self, name: str) -> Iterator[dict[str, Any]]:
+        """Returned drafts that fail, those with the same failed check beside each other."""
+        failed = [one for one in self._ends(name).values() if self._worth(one) < 1]
+        failed.sort(key=lambda one: (sorted(self._failed(one)), one.outcome.task))
+        step = max(1, len(failed) // FAILURES)
+        for one in failed[::step][:FAILURES]:
+            yield {"prompt": self.tasks[one.outcome.task].prompt, **self._shown(name, one)}
+
+    def _ends(self, name: str) -> dict[tuple[str, int], Ends]:
+        reading = self.readings[name]
+        return {key[1:]: one for key, one in reading.ends.items() if key[0] == name}
+
+    def _worth(self, one: Ends) -> float:
+        for critic in self.report["held_out"]:
+            if (score := one.outcome.held_out.get(critic)) is not None:
+                return score
+        return one.outcome.rewards[one.outcome.returned] or 0.0
+
+    def _failed(self, one: Ends) -> list[str]:
+        """Failed checks in words: of the first critic that gives any."""
+        critics = (*self.report["held_out"], self.report["critic"])
+        return next((list(texts) for critic in critics if (texts := one.outcome.failed.get(critic))), [])
+
+    def _shown(self, name: str, one: Ends) -> dict[str, Any]:
+        image = read_image(self.readings[name].folder, one.returned_image)
+        return {
+            "picture": data_uri(image) if image is not None else None,
+            "reward": one.outcome.rewards[one.outcome.returned],
+            "held_out": dict(one.outcome.held_out),
+            "calls": len(one.outcome.rewards),
+            "text": one.returned_text,
+            "failed": self._failed(one),
+        }
