@@ -1,0 +1,82 @@
+"""report.html: what is on it, and that nothing of it runs or leaves."""
+
+import json
+import shutil
+import subprocess
+
+import kills
+import pytest
+from test_journal import install_redness
+from test_page import HOSTILE, Page
+
+from milr.drafts import Task
+from milr.runs.bench import METHODS, Terms, bench
+from milr.runs.reading import read_run, report_of
+from milr.runs.report_page import render_report
+from toy_milr.backbone import ToyBackbone
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+BROWSER = next((found for name in BROWSERS if (found := shutil.which(name))), "")
+ATTACK = (
+    f"{HOSTILE}<script>document.title='PWNED'</script>"
+    "<img src='http://evil.example/x.png' onerror=\"document.title='PWNED'\">"
+)
+
+
+@pytest.fixture
+def page(tmp_path, monkeypatch):
+    """The page of a run whose every text is hostile: (its text, its report)."""
+    install_redness(monkeypatch)
+    monkeypatch.setattr(kills.Redness, "why_not", lambda self, prompt: None)
+    monkeypatch.setattr(ToyBackbone, "decode_text", lambda self, tokens: f"{len(tokens)} {ATTACK}")
+    tasks = [Task(f"slow {number} {ATTACK}", id=str(number), category=f"{number % 2} {ATTACK}") for number in range(8)]
+    score = kills.Redness._score
+
+    def hostile(self, pixels, prompt):
+        found = score(self, pixels, prompt)
+        return type(found)(found.value, tuple(type(c)(c.text + ATTACK, c.passed, c.boxes) for c in found.checks))
+
+    monkeypatch.setattr(kills.Redness, "_score", hostile)
+    bench(
+        ToyBackbone(), tasks, tmp_path / "run", Terms(budget=4, critic="redness", held_out=("self",)),
+        methods=METHODS[1:3], about={"benchmark": ATTACK},
+    )  # fmt: skip
+    readings = [read_run(tmp_path / "run")]
+    report = report_of(readings)
+    report["warnings"].append(ATTACK)
+    return render_report(report, readings), report
+
+
+def test_the_page_shows_the_run(page):
+    text, report = page
+    shown = Page(text)
+    words = " ".join(shown.text.split())
+    for title in ("Verdicts", "Success and cost", "Curves", "By category", "Signs of trouble", "Failures of"):
+        assert title in words
+    assert all(
+        pair["verdict"] in words for pair in report["pairs"] if "category" not in pair and pair["axis"] != "calls"
+    )
+    pictures = [attributes["src"] for tag, attributes in shown.tags if tag == "img"]
+    assert len(pictures) > 3
+    assert all(picture.startswith("data:image/") for picture in pictures)
+
+
+def test_nothing_in_it_is_anything_but_text(page):
+    tags = Page(page[0]).tags
+    assert not {"script", "iframe", "object", "embed", "form", "base"} & {tag for tag, _ in tags}
+    assert not [name for _, attributes in tags for name in attributes if name.startswith("on")]
+
+
+@pytest.mark.skipif(not BROWSER, reason="no Chromium on this machine")
+def test_a_real_browser_runs_nothing_and_asks_nobody(page, tmp_path):
+    file, log = tmp_path / "report.html", tmp_path / "net.json"
+    file.write_text(page[0])
+    shown = subprocess.run(
+        [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}",
+         "--disable-background-networking", "--disable-component-update", "--no-first-run", f"--log-net-log={log}",
+         "--virtual-time-budget=2000", "--dump-dom", file.as_uri()],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert "Verdicts" in shown.stdout
+    assert "<title>PWNED" not in shown.stdout
+    assert "evil" not in json.dumps([event.get("params") for event in json.loads(log.read_text())["events"]])
