@@ -491,6 +491,78 @@ def report(
         print(to_markdown(found))
 
 
+@app.command()
+def score(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Pictures that any generator made.")],
+    benchmark: Annotated[
+        str, typer.Option(help="Whose prompts they show: geneval, wise, wise-verified, t2i-compbench.")
+    ],
+    critic: Annotated[
+        list[str] | None, typer.Option(help="Who judges them; repeatable.", show_default="the benchmark's own")
+    ] = None,
+    data: Annotated[Path | None, typer.Option(metavar="FILE", help="Your copy of the prompts (wise).")] = None,
+    model: Annotated[str, typer.Option(help="Model of the critic 'self'.")] = "lab",
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Keep every score, as JSON.")] = None,
+    as_json: Json = False,
+    device: Device = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+) -> None:
+    """Judge a folder of pictures in a benchmark's own layout (see docs/runs.md)."""
+    from milr import registry
+    from milr.runs.score import LAYOUTS, find_pictures, to_markdown
+    from milr.runs.score import score as judge_pictures
+
+    layout = "wise" if benchmark.startswith("wise") else benchmark
+    if layout not in LAYOUTS:
+        raise UserError(
+            f"'{_line(benchmark, 60)}' has no layout of its own; --benchmark is one of {', '.join(LAYOUTS)}."
+        )
+    part = registry.load(registry.find("benchmark", benchmark))
+    parts = [registry.find("critic", name) for name in critic or [part.REWARD]]
+    pictures = find_pictures(folder, layout, _tasks_of(benchmark, None, 0, None, data))
+    _check_model(model)
+    from milr.backbones import load
+
+    backbone = load(model, device=device, dtype=dtype)
+    console = _progress_console()
+    found = judge_pictures(
+        pictures,
+        [registry.load(one).make(backbone) for one in parts],
+        getattr(part, "overall", None),
+        lambda done: console.print(f"{done} of {len(pictures)} pictures", highlight=False),
+    )
+    text = json.dumps({"benchmark": benchmark, "folder": str(folder), **found})
+    if out is not None:
+        from milr.runs.output import write_atomically
+
+        write_atomically(out, text.encode() + b"\n")
+    print(text if as_json else to_markdown(found))
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of 'milr bench --out'.")],
+    layout: Annotated[str, typer.Option(help="geneval, wise or t2i-compbench: what its official scorer reads.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="An empty or new folder.")],
+    search: Annotated[
+        str | None, typer.Option(help="Which method's pictures.", show_default="the only one there is")
+    ] = None,
+) -> None:
+    """Write a run's returned pictures as another scorer wants them."""
+    from milr.runs.reading import read_run
+    from milr.runs.score import LAYOUTS
+    from milr.runs.score import export as write
+
+    if layout not in LAYOUTS:
+        raise UserError(f"There is no layout '{_line(layout, 60)}'; --layout is one of {', '.join(LAYOUTS)}.")
+    reading = read_run(run)
+    names = [method.name for method in reading.methods]
+    if search is None and len(names) != 1:
+        raise UserError(f"The run has {len(names)} methods; name one with --search: {', '.join(names)}.")
+    count = write(reading, search or names[0], layout, out)
+    print(f"written: {count} pictures in {out}")
+
+
 def _tasks_of(
     benchmark: str, limit: int | None, prompt_seed: int, category: list[str] | None, data: Path | None
 ) -> Sequence[Task]:

@@ -72,6 +72,16 @@ def paired_means(differences: Sequence[float]) -> tuple[float, float, float]:
     return float(values.mean()), float(found.low), float(found.high)
 
 
+def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """A mean over prompts with its 95 % interval (Student's t): (mean, low, high). One prompt says nothing of it."""
+    found = np.asarray(values, dtype=float)
+    mean = float(found.mean())
+    if len(found) < 2:
+        return mean, -math.inf, math.inf
+    half = float(stats.t.ppf(0.975, len(found) - 1)) * float(found.std(ddof=1)) / math.sqrt(len(found))
+    return mean, mean - half, mean + half
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's correction (1979) for looking at several tests: adjusted p-values, in the order given."""
     adjusted, worst = [0.0] * len(p_values), 0.0

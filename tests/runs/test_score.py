@@ -1,0 +1,142 @@
+"""Pictures of other generators scored, and our own written for other scorers."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_journal import install_redness
+
+from milr.benchmarks import geneval, t2i_compbench
+from milr.critics.noise import make as noise
+from milr.drafts import Score, Task, UserError
+from milr.runs.bench import METHODS, Terms, bench
+from milr.runs.journal import read_image
+from milr.runs.reading import read_run
+from milr.runs.score import PIXELS, export, find_pictures, open_picture, score, to_markdown
+from toy_milr.backbone import ToyBackbone
+from toy_milr.benchmark import tasks as toy_tasks
+
+
+class Red:
+    """Right if red; says nothing of black."""
+
+    name = "red"
+
+    def score(self, images, tasks):
+        found = []
+        for image in images:
+            pixel = np.asarray(image)[0, 0]
+            found.append(Score(None, reason="too dark") if not pixel.any() else Score(float(pixel[0] > 200)))
+        return found
+
+
+def paint(file, colour):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (16, 16), colour).save(file)
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    install_redness(monkeypatch)
+
+    def start(tasks, **terms):
+        bench(
+            ToyBackbone(), tasks, tmp_path / "run", Terms(**{"budget": 3, "critic": "redness", **terms}),
+            methods=METHODS[1:3], baseline=METHODS[1].name,
+        )  # fmt: skip
+        return read_run(tmp_path / "run")
+
+    return start
+
+
+def test_genevals_layout_there_and_back(run, tmp_path):
+    tasks = geneval.tasks(6)
+    reading = run(tasks, seeds=2)
+    out = tmp_path / "geneval"
+    assert export(reading, METHODS[2].name, "geneval", out) == 12
+    assert json.loads((out / "00080" / "metadata.jsonl").read_text())["tag"] == "two_object"
+    assert sorted(file.name for file in (out / "00080" / "samples").iterdir()) == ["0000.png", "0001.png"]
+    found = find_pictures(out, "geneval", geneval.tasks())
+    assert [one.task.id for one in found] == [task.id for task in tasks for _ in range(2)]
+    end = reading.ends[METHODS[2].name, tasks[1].id, 1]
+    written = np.asarray(open_picture(out / tasks[1].id[-5:] / "samples" / "0001.png"))
+    assert (written == np.asarray(read_image(reading.folder, end.returned_image).convert("RGB"))).all()
+
+
+def test_wises_layout_there_and_back(run, tmp_path):
+    tasks = [Task(f"prompt {n}", id=f"wise-{n}", metadata={"prompt_id": n}) for n in (3, 401)]
+    export(run(tasks), METHODS[2].name, "wise", tmp_path / "wise")
+    assert sorted(file.name for file in (tmp_path / "wise").iterdir()) == ["3.png", "401.png"]
+    assert [one.task for one in find_pictures(tmp_path / "wise", "wise", tasks)] == tasks
+
+
+def test_compbenchs_layout_there_and_back(run, tmp_path):
+    tasks = t2i_compbench.tasks(8)
+    export(run(tasks), METHODS[2].name, "t2i-compbench", tmp_path / "out")
+    names = sorted(file.name for file in (tmp_path / "out").rglob("*.png"))
+    assert "a green bench and a blue bowl_000000.png" in names
+    found = find_pictures(tmp_path / "out", "t2i-compbench", t2i_compbench.tasks())
+    assert {one.task.id for one in found} == {task.id for task in tasks}
+
+
+def test_exports_that_cannot_be(run, tmp_path):
+    reading = run(toy_tasks(2, 0))
+    with pytest.raises(UserError, match="There is no method 'x'"):
+        export(reading, "x", "wise", tmp_path / "out")
+    with pytest.raises(UserError, match="not an empty folder"):
+        export(reading, METHODS[2].name, "wise", reading.folder)
+    (reading.folder / "images").rename(tmp_path / "away")
+    with pytest.raises(UserError, match="is lost"):
+        export(reading, METHODS[2].name, "wise", tmp_path / "out")
+
+
+def test_scores_by_hand(tmp_path):
+    """Two prompts of one task and one of another: red right, blue wrong, black not judged."""
+    lines = [task.metadata for task in geneval.tasks(2, 0, ("counting", "colors"))] + [geneval.tasks()[0].metadata]
+    for number, (line, colours) in enumerate(zip(lines, (["red", "blue"], ["red", "red"], ["black"]), strict=True)):
+        for index, colour in enumerate(colours):
+            paint(tmp_path / f"{number:05d}" / "samples" / f"{index:04d}.png", colour)
+        (tmp_path / f"{number:05d}" / "metadata.jsonl").write_text(json.dumps(line) + "\n")
+    found = score(find_pictures(tmp_path, "geneval", geneval.tasks()), [Red(), noise(None)], geneval.overall)
+    red = found["critics"]["red"]
+    assert (red["n"], red["abstained"], red["success"]) == (4, 1, 0.75)
+    assert {name: of["success"] for name, of in red["by_category"].items()} == {"counting": 0.5, "colors": 1.0}
+    assert red["benchmark_success"] == 0.75
+    assert red["low"] < 0.75 < red["high"]
+    assert found["pictures"][-1]["reasons"] == {"red": "too dark"}
+    table = to_markdown(found)
+    assert "| counting | 2 | 0.500" in table
+    assert "red abstained on 1." in table
+
+
+@pytest.mark.parametrize("layout", ["geneval", "wise", "t2i-compbench"])
+def test_folders_without_pictures(tmp_path, layout):
+    paint(tmp_path / "holiday.png", "red")
+    with pytest.raises(UserError, match="in the layout of"):
+        find_pictures(tmp_path, layout, geneval.tasks())
+    with pytest.raises(UserError, match="not a folder"):
+        find_pictures(tmp_path / "none", layout, [])
+
+
+def test_pictures_that_are_none(tmp_path):
+    (tmp_path / "text.png").write_text("not a picture")
+    Image.new("1", (PIXELS // 1000, 1001)).save(tmp_path / "huge.png")
+    paint(tmp_path / "half.png", "red")
+    content = (tmp_path / "half.png").read_bytes()
+    (tmp_path / "half.png").write_bytes(content[: len(content) // 2])
+    Image.new("RGB", (4, 4)).save(tmp_path / "other.gif")
+    for name, words in (("text.png", "not a picture"), ("huge.png", "pixels"), ("half.png", "not a picture"),
+                        ("other.gif", "not a picture"), ("none.png", "not a picture")):  # fmt: skip
+        with pytest.raises(UserError, match=words):
+            open_picture(tmp_path / name)
+
+
+def test_a_damaged_line_of_metadata(tmp_path):
+    paint(tmp_path / "00000" / "samples" / "0000.png", "red")
+    with pytest.raises(UserError, match="not a line of GenEval's metadata"):
+        find_pictures(tmp_path, "geneval", [])
+    Path(tmp_path / "00000" / "metadata.jsonl").write_text("[]\n")
+    with pytest.raises(UserError, match="not a line of GenEval's metadata"):
+        find_pictures(tmp_path, "geneval", [])
