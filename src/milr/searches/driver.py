@@ -15,7 +15,7 @@ import json
 import math
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack
 
 import numpy as np
 
@@ -108,6 +108,36 @@ def _hash64(*parts: str | int) -> int:
 # --- The loop -----------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Job:
+    """One search to do: its task and seed index, and its drafts that are already drawn and scored."""
+
+    task: Task
+    seed_index: int = 0
+    recorded: Sequence[Draft] = ()
+
+
+class Options(TypedDict, total=False):
+    """How `drive`, `drive_lazily` and `drive_jobs` go about it.
+
+    name: what results call the search (default: the function's own name).
+    budget: reward calls of one search, the first draft included, 1 to 100,000 (default 20).
+    threshold: stop as soon as a draft's reward reaches it (default 1).
+    seed: of the whole run (default 0); a draft's stream derives from it, the task id, the seed index and its number.
+    held_out: critics that score only the returned and the first image, after the search: not charged, never seen by it.
+    batch: searches side by side (default 32). Changes speed and memory, never a result.
+    on_event: hears Started, DraftScored, RoundEnded and Finished as they happen.
+    """
+
+    name: str
+    budget: int
+    threshold: float
+    seed: int
+    held_out: Sequence[Critic]
+    batch: int
+    on_event: Callable[[Event], None] | None
+
+
 def drive(
     backbone: Backbone,
     critic: Critic,
@@ -115,41 +145,28 @@ def drive(
     search: Callable[[Problem, Settings], Search],
     settings: Settings,
     *,
-    name: str = "",
-    budget: int = 20,
-    threshold: float = 1.0,
-    seed: int = 0,
     seeds: int = 1,
-    held_out: Sequence[Critic] = (),
-    batch: int = 32,
-    on_event: Callable[[Event], None] | None = None,
     resume: Mapping[Key, Sequence[Draft]] | None = None,
     skip: Container[Key] = (),
+    **options: Unpack[Options],
 ) -> list[Trajectory]:
     """Search every task, `seeds` times each, and return the trajectories (by task, then by seed index).
 
     Args:
-        search, settings: the strategy. `name` is what results call it (default: the function's own name).
-        budget: reward calls of one search, the first draft included, 1 to 100,000.
-        threshold: stop as soon as a draft's reward reaches it.
-        seed: of the whole run; a draft's stream derives from it, the task id, the seed index and its number.
-        held_out: critics that score only the returned and the first image, after the search: not charged, never
-            seen by it.
-        batch: searches side by side. Changes speed and memory, never a result.
-        on_event: hears Started, DraftScored, RoundEnded and Finished as they happen.
+        search, settings: the strategy.
         resume: drafts already drawn and scored, by (task id, seed index). They are fed to the strategy first;
             as long as it asks for them again they cost nothing. Where it asks for something else they are
             dropped, and a note in the trajectory says so.
         skip: searches, by (task id, seed index), that are left out.
+        options: see `Options`.
     Raises UserError for arguments out of range, and Interrupted (a KeyboardInterrupt) on Ctrl-C.
     """
     finished: dict[Key, Trajectory] = {}
     order = [(task.id, index) for task in tasks for index in range(seeds) if (task.id, index) not in skip]
     try:
         for trajectory in drive_lazily(
-            backbone, critic, tasks, search, settings, name=name, budget=budget, threshold=threshold,
-            seed=seed, seeds=seeds, held_out=held_out, batch=batch, on_event=on_event, resume=resume, skip=skip,
-        ):  # fmt: skip
+            backbone, critic, tasks, search, settings, seeds=seeds, resume=resume, skip=skip, **options
+        ):
             finished[trajectory.task.id, trajectory.seed_index] = trajectory
     except Interrupted as stop:
         for trajectory in stop.trajectories:
@@ -165,25 +182,47 @@ def drive_lazily(
     search: Callable[[Problem, Settings], Search],
     settings: Settings,
     *,
-    name: str = "",
-    budget: int = 20,
-    threshold: float = 1.0,
-    seed: int = 0,
     seeds: int = 1,
-    held_out: Sequence[Critic] = (),
-    batch: int = 32,
-    on_event: Callable[[Event], None] | None = None,
     resume: Mapping[Key, Sequence[Draft]] | None = None,
     skip: Container[Key] = (),
+    **options: Unpack[Options],
 ) -> Iterator[Trajectory]:
     """`drive` for runs too long to hold in memory: yields each trajectory as it ends and keeps none.
 
     Interrupted then carries only the trajectories that were not yet yielded.
     """
-    _check_arguments(tasks, budget=budget, threshold=threshold, seed=seed, seeds=seeds, batch=batch)
+    _check_tasks(tasks, seeds)
+    jobs = (
+        Job(task, index, (resume or {}).get((task.id, index), ()))
+        for task in tasks
+        for index in range(seeds)
+        if (task.id, index) not in skip
+    )
+    yield from drive_jobs(backbone, critic, jobs, search, settings, **options)
+
+
+def drive_jobs(
+    backbone: Backbone,
+    critic: Critic,
+    jobs: Iterator[Job],
+    search: Callable[[Problem, Settings], Search],
+    settings: Settings,
+    *,
+    name: str = "",
+    budget: int = 20,
+    threshold: float = 1.0,
+    seed: int = 0,
+    held_out: Sequence[Critic] = (),
+    batch: int = 32,
+    on_event: Callable[[Event], None] | None = None,
+) -> Iterator[Trajectory]:
+    """The loop itself. The next job is taken when a place among the `batch` is free, so `jobs` may wait for others to
+    say what is left. Trajectories come as they end."""
+    _check_numbers(budget=budget, threshold=threshold, seed=seed, batch=batch)
     tell = on_event or (lambda event: None)
 
-    def start(task: Task, seed_index: int) -> Lane:
+    def start(job: Job) -> Lane:
+        task, seed_index = job.task, job.seed_index
         problem = Problem(
             task=replace(task, metadata={}),  # it may hold the answer: checks, detector classes, WISE's explanations
             text_logits=backbone.text_logits,
@@ -194,8 +233,7 @@ def drive_lazily(
             text_end=backbone.text_end(),
             grid=backbone.info.grid,
         )
-        recorded = (resume or {}).get((task.id, seed_index), ())
-        return Lane(search(problem, settings), task, seed, seed_index, budget, threshold, recorded, tell)
+        return Lane(search(problem, settings), task, seed, seed_index, budget, threshold, job.recorded, tell)
 
     def end(lanes: Sequence[Lane], *, judge_held_out: bool = True) -> list[Trajectory]:
         # The returned draft and the first one of each lane; where they are the same it is judged once.
@@ -227,13 +265,12 @@ def drive_lazily(
             for lane in lanes
         ]
 
-    waiting = ((task, index) for task in tasks for index in range(seeds) if (task.id, index) not in skip)
     lanes: list[Lane] = []  # all that are begun and not yet handed out
     try:
         while True:
-            while len(lanes) < batch and (job := next(waiting, None)) is not None:
-                tell(Started(job[0], job[1], budget))
-                lanes.append(start(*job))
+            while len(lanes) < batch and (job := next(jobs, None)) is not None:
+                tell(Started(job.task, job.seed_index, budget))
+                lanes.append(start(job))
                 lanes[-1].feed_records()
             if not lanes:
                 return
@@ -433,22 +470,24 @@ def search_name(search: Callable[..., Any]) -> str:
     return getattr(search, "__name__", type(search).__name__).replace("_", "-")
 
 
-def _check_arguments(
-    tasks: Sequence[Task], *, budget: int, threshold: float, seed: int, seeds: int, batch: int
-) -> None:
-    def whole(value: object) -> bool:
-        return isinstance(value, int) and not isinstance(value, bool)
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
-    if not whole(budget) or not 1 <= budget <= MAX_BUDGET:
+
+def _check_numbers(*, budget: int, threshold: float, seed: int, batch: int) -> None:
+    if not _is_whole(budget) or not 1 <= budget <= MAX_BUDGET:
         raise UserError(f"The budget is a whole number of reward calls from 1 to {MAX_BUDGET:,}, not {budget}.")
     if not isinstance(threshold, (int, float)) or not math.isfinite(threshold):
         raise UserError(f"The threshold is a finite reward, from 0 to 1 as a rule, not {threshold}.")
-    if not whole(seed):
+    if not _is_whole(seed):
         raise UserError(f"The seed is a whole number, not {seed!r}.")
-    if not whole(seeds) or seeds < 1:
-        raise UserError(f"The number of seeds is a whole number of at least 1, not {seeds}.")
-    if not whole(batch) or batch < 1:
+    if not _is_whole(batch) or batch < 1:
         raise UserError(f"The batch is a whole number of at least 1, not {batch}.")
+
+
+def _check_tasks(tasks: Sequence[Task], seeds: int) -> None:
+    if not _is_whole(seeds) or seeds < 1:
+        raise UserError(f"The number of seeds is a whole number of at least 1, not {seeds}.")
     ids = [task.id for task in tasks]
     twice = next((task_id for task_id in ids if ids.count(task_id) > 1), None) if len(set(ids)) < len(ids) else None
     if twice is not None:
