@@ -10,6 +10,7 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -387,6 +388,16 @@ def bench(
     ] = None,
     threshold: Annotated[float, typer.Option(help="A search stops, and counts as solved, at this reward.")] = 1.0,
     batch: Annotated[int, typer.Option(min=1, max=4096, help="Searches side by side; changes no result.")] = 32,
+    executor: Annotated[
+        str, typer.Option(help="local, or ray: every device of a Ray cluster (pip install 'milr[ray]').")
+    ] = "local",
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Workers of ray.", show_default="one a GPU, else one a CPU")
+    ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(help="Of the Ray cluster; local: a new one here.", show_default="RAY_ADDRESS, else this machine"),
+    ] = None,
     max_abstain: Annotated[
         float, typer.Option(min=0, max=1, help="Share of unscored drafts above which the report warns.")
     ] = 0.05,
@@ -405,7 +416,7 @@ def bench(
     tasks = _tasks_of(benchmark, limit, prompt_seed, category, data)
     _check_model(model)
     from milr.backbones import load
-    from milr.runs.bench import METHODS, Terms, choose_methods, plan_of
+    from milr.runs.bench import METHODS, Local, Terms, choose_methods, plan_of
     from milr.runs.bench import bench as run_bench
     from milr.runs.journal import put_aside
     from milr.runs.live import Pace
@@ -415,24 +426,36 @@ def bench(
     names = [method.name for method in methods]
     if baseline is not None and baseline not in names:
         raise UserError(f"The baseline '{registry.shorten(baseline)}' is none of the methods: {', '.join(names)}.")
+    if executor not in ("local", "ray"):
+        raise UserError(f"Unknown executor '{_line(executor, 60)}'; it is local or ray.")
     terms = Terms(budget, threshold, seed, seeds, reward, tuple(held_out or ()))
     for method in methods:
         plan_of(method, terms)  # a mistake is better found before a model is loaded
     console = _progress_console()
     if force_new and (aside := put_aside(out)) is not None:
         console.print(f"the run that was in {out} is now {aside}", markup=False, highlight=False)
-    report = run_bench(
-        load(model, device=device, dtype=dtype),
-        tasks,
-        out,
-        terms,
-        methods=methods,
-        baseline=baseline or (BASELINE if BASELINE in names else names[0]),
-        batch=batch,
-        max_abstain=max_abstain,
-        about={"benchmark": benchmark, "prompt_seed": prompt_seed, **({"categories": category} if category else {})},
-        tell=Pace(console).hear,
-    )
+    if executor == "ray":
+        from milr.runs.cluster import Cluster
+
+        drawing: Any = Cluster(model, terms, device=device, dtype=dtype, batch=batch, workers=workers, address=address)
+    else:
+        drawing = nullcontext(Local(load(model, device=device, dtype=dtype), batch))
+    with drawing as drawer:
+        report = run_bench(
+            drawer,
+            tasks,
+            out,
+            terms,
+            methods=methods,
+            baseline=baseline or (BASELINE if BASELINE in names else names[0]),
+            max_abstain=max_abstain,
+            about={
+                "benchmark": benchmark,
+                "prompt_seed": prompt_seed,
+                **({"categories": category} if category else {}),
+            },
+            tell=Pace(console).hear,
+        )
     print(to_markdown(report))
     print(f"written: {', '.join(str(out / name) for name in ('report.md', 'report.json', 'curves.svg'))}")
 

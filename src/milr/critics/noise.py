@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 NAME = "noise"
 SUMMARY = "Negative control: a random number for each picture; no search should gain by it"
+NEEDS_BACKBONE = False
 
 
 class NoiseCritic:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 NAME = "scene"
 SUMMARY = "Oracle of the lab world: the share of checks a page satisfies, with what is wrong, in words and boxes"
+NEEDS_BACKBONE = False
 
 
 def why_not(prompt: str) -> str | None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 NAME = "scene-blind"
 SUMMARY = "Imperfect critic of the lab world: the oracle, but blind to the colours of things"
+NEEDS_BACKBONE = False
 
 
 def all_but_colours(meaning: Meaning, page: Page) -> tuple[Check, ...]:

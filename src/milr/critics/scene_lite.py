@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 NAME = "scene-lite"
 SUMMARY = "Imperfect critic of the lab world: a bag of nouns and colours, blind to numbers, binding and relations"
+NEEDS_BACKBONE = False
 
 
 def words_somewhere(meaning: Meaning, page: Page) -> tuple[Check, ...]:

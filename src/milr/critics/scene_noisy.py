@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 NAME = "scene-noisy"
 SUMMARY = "Imperfect critic of the lab world: the oracle with 10 % of its checks turned round, fixed for each picture"
+NEEDS_BACKBONE = False
 TURNED_ROUND = 0.1
 
 

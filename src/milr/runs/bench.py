@@ -9,21 +9,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from milr import registry
 from milr.backbones.base import Backbone
-from milr.drafts import Task, Trajectory, UserError
+from milr.critics.base import Critic
+from milr.drafts import Draft, Task, Trajectory, UserError
 from milr.runs.generate import Plan, Request, prepare
 from milr.runs.journal import Journal, Outcome
 from milr.runs.output import write_atomically
 from milr.runs.reading import read_run, report_of
 from milr.runs.record import fingerprint, versions
 from milr.runs.report import BASELINE, MAX_ABSTAIN, Method, curves, to_markdown
-from milr.searches.driver import DraftScored, Event, Interrupted, RoundEnded, drive_lazily
+from milr.searches.driver import DraftScored, Event, Interrupted, Job, RoundEnded, check_tasks, drive_jobs
 
 SEARCHES_AT_ONCE = 32
 
@@ -54,6 +55,11 @@ class Terms:
     critic: str = "scene"
     held_out: tuple[str, ...] = ()
 
+    @property
+    def critics(self) -> tuple[str, ...]:
+        """The one that is climbed, then the held-out ones."""
+        return (self.critic, *self.held_out)
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -66,8 +72,74 @@ class Progress:
     drafts: int
 
 
-def bench(
+@runtime_checkable
+class Executor(Protocol):
+    """Who draws: this process (`Local`), or many (`milr.runs.cluster.Cluster`)."""
+
+    def identity(self) -> Mapping[str, str]:
+        """`model`, `fingerprint` and `dtype`: what a run must not mix."""
+        ...
+
+    def run(self, method: Method, terms: Terms, jobs: Iterator[Job], keeper: Keeper) -> None:
+        """Do all the jobs of a method, and let the keeper have every draft and every end. Ctrl-C may end it."""
+        ...
+
+
+class Local:
+    """Draws in this process, `batch` searches side by side."""
+
+    def __init__(self, backbone: Backbone, batch: int = SEARCHES_AT_ONCE) -> None:
+        self.backbone, self.batch = backbone, batch
+
+    def identity(self) -> Mapping[str, str]:
+        info = self.backbone.info
+        return {"model": info.name, "fingerprint": fingerprint(self.backbone), "dtype": info.dtype}
+
+    def run(self, method: Method, terms: Terms, jobs: Iterator[Job], keeper: Keeper) -> None:
+        critic, *held_out = (registry.load(registry.find("critic", name)).make(self.backbone) for name in terms.critics)
+        try:
+            for trajectory in search_jobs(
+                self.backbone, critic, held_out, method, terms, jobs, self.batch, keeper.hear
+            ):
+                keeper.keep(outcome_of(method, trajectory))
+        except Interrupted as stop:
+            for trajectory in stop.trajectories:
+                if trajectory.stopped != "interrupted":  # else it goes on from its drafts
+                    keeper.keep(outcome_of(method, trajectory))
+            keeper.sync()
+            raise
+
+
+def search_jobs(
     backbone: Backbone,
+    critic: Critic,
+    held_out: Sequence[Critic],
+    method: Method,
+    terms: Terms,
+    jobs: Iterator[Job],
+    batch: int,
+    hear: Callable[[Event], None],
+) -> Iterator[Trajectory]:
+    """Drive the jobs of one method under these terms."""
+    plan = plan_of(method, terms)
+    return drive_jobs(
+        backbone,
+        critic,
+        jobs,
+        plan.search,
+        plan.settings,
+        name=method.search,
+        budget=terms.budget,
+        threshold=terms.threshold,
+        seed=terms.seed,
+        held_out=held_out,
+        batch=batch,
+        on_event=hear,
+    )
+
+
+def bench(
+    executor: Executor | Backbone,
     tasks: Sequence[Task],
     folder: Path,
     terms: Terms = Terms(),
@@ -82,18 +154,20 @@ def bench(
     """Run what the journal in `folder` lacks, then write and return the report (report.json, report.md, curves.svg).
 
     Args:
+        executor: who draws; a backbone draws in this process, `batch` searches side by side (no result depends on
+            how many, but for ties between floats).
         baseline: name of the method that the others are paired with, prompt by prompt.
-        batch: searches side by side; no result depends on it, but for ties between floats.
         max_abstain: see `make_report`.
         about: what else belongs in the report: `benchmark` (its own score is then given), seeds of the prompts.
         tell: hears where the run stands.
     Raises UserError if `folder` holds a run with other terms, prompts or model.
     """
-    plans = {method.name: plan_of(method, terms) for method in methods}
+    check_tasks(tasks, terms.seeds)
+    for method in methods:
+        plan_of(method, terms)
+    chosen = executor if isinstance(executor, Executor) else Local(executor, batch)
     head = {
-        "model": backbone.info.name,
-        "fingerprint": fingerprint(backbone),
-        "dtype": backbone.info.dtype,
+        **chosen.identity(),
         "critic": terms.critic,
         "held_out": list(terms.held_out),
         "budget": terms.budget,
@@ -102,9 +176,6 @@ def bench(
         "seeds": terms.seeds,
         "tasks": _digest(tasks),
     }
-    judge, *others = (
-        registry.load(registry.find("critic", name)).make(backbone) for name in (terms.critic, *terms.held_out)
-    )
     with Journal(folder, head, tasks) as journal:
         for method in methods:
             journal.finished(method.name, method.spec)  # refuses a name that meant something else
@@ -118,20 +189,15 @@ def bench(
             }
         )
         for method in methods:
-            plan = plans[method.name]
-            keeper = _Keeper(journal, method, len(tasks) * terms.seeds, tell)
-            try:
-                for trajectory in drive_lazily(
-                    backbone, judge, tasks, plan.search, plan.settings, name=method.search, budget=terms.budget,
-                    threshold=terms.threshold, seed=terms.seed, seeds=terms.seeds, held_out=others, batch=batch,
-                    on_event=keeper.hear, resume=journal.recorded(method.name), skip=keeper.finished,
-                ):  # fmt: skip
-                    keeper.keep(trajectory)
-            except Interrupted as stop:
-                for trajectory in stop.trajectories:
-                    keeper.keep(trajectory)
-                journal.sync()
-                raise
+            keeper = Keeper(journal, method, len(tasks) * terms.seeds, tell)
+            recorded = journal.recorded(method.name)
+            left = [
+                Job(task, index, recorded.get((task.id, index), ()))
+                for task in tasks
+                for index in range(terms.seeds)
+                if (task.id, index) not in keeper.finished
+            ]
+            chosen.run(method, terms, iter(left), keeper)
     report = report_of([read_run(folder)])
     write_atomically(folder / "report.json", (json.dumps(report, indent=2) + "\n").encode())
     write_atomically(folder / "report.md", to_markdown(report).encode())
@@ -155,8 +221,8 @@ def plan_of(method: Method, terms: Terms) -> Plan:
     )
 
 
-class _Keeper:
-    """Keeps what one method's searches bring in the journal: every draft, every end."""
+class Keeper:
+    """Keeps what one method's searches bring in the journal: every draft, every end. The only one who writes there."""
 
     def __init__(
         self, journal: Journal, method: Method, searches: int, tell: Callable[[Progress], None] | None
@@ -168,27 +234,35 @@ class _Keeper:
         self._say()
 
     def hear(self, event: Event) -> None:
+        """What the driver tells: new drafts are kept, and on disk when their round ends."""
         if isinstance(event, DraftScored) and not event.recorded:
-            self.journal.add_draft(self.method.name, event.task.id, event.seed_index, event.draft)
-            self.drafts += 1
+            self.add_draft(event.task.id, event.seed_index, event.draft)
         elif isinstance(event, RoundEnded):
-            self.journal.sync()
-            self._say()
+            self.sync()
 
-    def keep(self, trajectory: Trajectory) -> None:
-        """An interrupted search is not kept: it goes on from its drafts."""
-        if trajectory.stopped != "interrupted":
-            self.journal.add(_outcome(self.method, trajectory))
-            self.finished.add((trajectory.task.id, trajectory.seed_index))
-            self.solved += trajectory.stopped == "threshold"
-            self._say()
+    def add_draft(self, task: str, seed_index: int, draft: Draft) -> None:
+        self.journal.add_draft(self.method.name, task, seed_index, draft)
+        self.drafts += 1
+
+    def sync(self) -> None:
+        """All drafts so far are on disk when this returns."""
+        self.journal.sync()
+        self._say()
+
+    def keep(self, outcome: Outcome) -> None:
+        """A search has ended: on disk when this returns."""
+        self.journal.add(outcome)
+        self.finished.add((outcome.task, outcome.seed_index))
+        self.solved += outcome.stopped == "threshold"
+        self._say()
 
     def _say(self) -> None:
         if self.tell is not None:
             self.tell(Progress(self.method.name, self.searches, len(self.finished), self.solved, self.drafts))
 
 
-def _outcome(method: Method, trajectory: Trajectory) -> Outcome:
+def outcome_of(method: Method, trajectory: Trajectory) -> Outcome:
+    """What the journal keeps of a finished search."""
     costs = [draft.drawn.cost for draft in trajectory.drafts]
     return Outcome(
         method=method.name,

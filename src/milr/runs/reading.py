@@ -170,7 +170,7 @@ def report_of(readings: Sequence[Reading], baseline: str | None = None) -> dict[
     )
     ends = {key: one for reading in readings for key, one in reading.ends.items()}
     for name in methods:
-        of_method = [ends[outcome.key] for outcome in outcomes if outcome.method == name]
+        of_method = [ends[name, task.id, index] for task in first.tasks for index in range(int(first.head["seeds"]))]
         report["searches"][name]["signs"] = signs = signs_of(of_method, first.head["held_out"])
         report["warnings"] += [f"{name}: reward hacking? {reason}" for reason in signs["reasons"]]
     if len(versions) > 1:

@@ -191,7 +191,7 @@ def drive_lazily(
 
     Interrupted then carries only the trajectories that were not yet yielded.
     """
-    _check_tasks(tasks, seeds)
+    check_tasks(tasks, seeds)
     jobs = (
         Job(task, index, (resume or {}).get((task.id, index), ()))
         for task in tasks
@@ -485,7 +485,8 @@ def _check_numbers(*, budget: int, threshold: float, seed: int, batch: int) -> N
         raise UserError(f"The batch is a whole number of at least 1, not {batch}.")
 
 
-def _check_tasks(tasks: Sequence[Task], seeds: int) -> None:
+def check_tasks(tasks: Sequence[Task], seeds: int) -> None:
+    """UserError for a number of seeds below 1, and for two tasks of one id."""
     if not _is_whole(seeds) or seeds < 1:
         raise UserError(f"The number of seeds is a whole number of at least 1, not {seeds}.")
     ids = [task.id for task in tasks]
