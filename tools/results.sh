@@ -24,7 +24,7 @@ greedy_tuned=$greedy,image_temperature=1.3,guidance=1.5
 development="--prompt-seed 921 --limit 120 --category riddle --category composition --category position
   --category attribute --category counting"
 
-for part in ${*:-tuning main ablation milr diagnosis critics noise ratios}; do
+for part in ${*:-tuning main second ablation milr diagnosis critics regularisers noise ratios}; do
   case $part in
   tuning) # the same effort for each of the three: the default and seven others
     bench tuning-best-of-n "$development" \
@@ -39,6 +39,14 @@ for part in ${*:-tuning main ablation milr diagnosis critics noise ratios}; do
   main) # the bar: both best-of-N as tuned, the stronger one also untuned; repair untuned
     bench main "--prompt-seed 31001 --limit 600 --seeds 2 --baseline $sampled_tuned" \
       $sampled_tuned repair $sampled $greedy_tuned
+    ;;
+  second) # development once more: repair with cooler pictures; then both tuned on fresh prompts
+    bench tuning-second "--prompt-seed 922 --limit 120 --category riddle --category composition --category position
+      --category attribute --category counting --baseline $sampled_tuned" \
+      $sampled_tuned repair repair,$cool repair,$cool,guidance=1.5 repair,$cool,text_temperature=0.7 \
+      repair,$cool,again=0.1
+    bench main-second "--prompt-seed 31011 --limit 600 --seeds 2 --baseline $sampled_tuned" \
+      $sampled_tuned repair repair,$cool
     ;;
   ablation)
     bench ablation "--prompt-seed 31002 --limit 300 --baseline repair" \
@@ -60,10 +68,15 @@ for part in ${*:-tuning main ablation milr diagnosis critics noise ratios}; do
     ;;
   critics) # imperfect ones, judged by the oracle
     for reward in scene-noisy scene-blind scene-lite self; do
-      case $reward in self) limit=150 ;; *) limit=300 ;; esac # P(yes) never is 1: always all the calls
-      bench "critic-$reward" "--prompt-seed 31004 --limit $limit --reward $reward --held-out scene --baseline $sampled" \
-        $sampled repair repair,use_places=false
+      case $reward in self) without= ;; *) without=repair,use_places=false ;; esac # P(yes) has no places
+      bench "critic-$reward" "--prompt-seed 31004 --limit 300 --reward $reward --held-out scene --baseline $sampled" \
+        $sampled repair $without
     done
+    ;;
+  regularisers) # which draft to return where the critic is one number: alone, and together as by default
+    bench regularisers "--prompt-seed 31007 --limit 100 --reward self --held-out scene --baseline $sampled" \
+      $sampled $sampled,shrink=1 repair,caution=0,shrink=0 repair,caution=0.5,shrink=0 repair,caution=0,shrink=0.5 \
+      repair,caution=0,shrink=1 repair
     ;;
   noise) # a critic that knows nothing
     bench noise "--prompt-seed 31005 --limit 100 --reward noise --held-out scene --baseline single" \
@@ -82,7 +95,7 @@ for part in ${*:-tuning main ablation milr diagnosis critics noise ratios}; do
     done
     ;;
   *)
-    echo "unknown part: $part; there are tuning main ablation milr diagnosis critics noise ratios" >&2
+    echo "unknown part: $part; there are tuning main second ablation milr diagnosis critics regularisers noise ratios" >&2
     exit 2
     ;;
   esac

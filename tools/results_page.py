@@ -4,8 +4,8 @@
     python tools/results_page.py out/results          first take what tools/results.sh left there
     python tools/results_page.py --check              exit 1 if a page does not say what its data say
 
-A page says `<!-- table NAME -->`, or `<!-- table NAME brief -->` for the first table alone; what stands from there to
-`<!-- end -->` is replaced. NAME is a file of docs/data.
+A page says `<!-- table NAME -->`, `<!-- table NAME brief -->` for the first table alone, or `<!-- table NAME held-out
+-->` for the held-out critic's; what stands from there to `<!-- end -->` is replaced. NAME is a file of docs/data.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from milr.runs.report import to_markdown
 ROOT = Path(__file__).parents[1]
 PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md")
 DATA = ROOT / "docs" / "data"
-BLOCK = re.compile(r"<!-- table (\S+)( brief)? -->\n.*?<!-- end -->", re.DOTALL)
+BLOCK = re.compile(r"<!-- table (\S+)( brief| held-out)? -->\n.*?<!-- end -->", re.DOTALL)
 RATIO = re.compile(r"text_ratio=([\d.]+),image_ratio=([\d.]+)")
 
 
@@ -114,10 +114,14 @@ def filled(page: Path) -> str:
     """The page with its tables made anew."""
 
     def fill(block: re.Match[str]) -> str:
-        text, brief = table(block[1]), block[2] or ""
-        if brief:
-            text = "\n\n".join(text.split("\n\n")[:2])
-        return f"<!-- table {block[1]}{brief} -->\n{text}\n<!-- end -->"
+        text, part = table(block[1]), block[2] or ""
+        paragraphs = text.split("\n\n")
+        if part == " brief":
+            text = "\n\n".join(paragraphs[:2])
+        elif part == " held-out":
+            start = next(index for index, line in enumerate(paragraphs) if line.startswith("Judged by the held-out"))
+            text = "\n\n".join(paragraphs[start : start + 2])
+        return f"<!-- table {block[1]}{part} -->\n{text}\n<!-- end -->"
 
     return BLOCK.sub(fill, page.read_text())
 
