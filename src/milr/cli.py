@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -23,8 +24,10 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from milr.drafts import Task
+    from milr.runs.bench import Terms
     from milr.runs.generate import Result
     from milr.runs.output import Folder
+    from milr.runs.recipes import RecipeRun
 
 app = typer.Typer(
     name="milr",
@@ -349,6 +352,7 @@ def replay(
 
 @app.command()
 def bench(
+    context: typer.Context,
     benchmark: Annotated[str, typer.Argument(metavar="BENCHMARK", help="A name of 'milr list benchmarks'.")] = "scenes",
     search: Annotated[
         list[str] | None,
@@ -388,6 +392,10 @@ def bench(
     ] = None,
     threshold: Annotated[float, typer.Option(help="A search stops, and counts as solved, at this reward.")] = 1.0,
     batch: Annotated[int, typer.Option(min=1, max=4096, help="Searches side by side; changes no result.")] = 32,
+    recipe: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Run a table or figure of the paper (recipes/*.yaml); one folder a run."),
+    ] = None,
     executor: Annotated[
         str, typer.Option(help="local, or ray: every device of a Ray cluster (pip install 'milr[ray]').")
     ] = "local",
@@ -411,53 +419,108 @@ def bench(
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
 ) -> None:
     """Searches side by side on the same prompts at equal cost, with intervals; killed, it goes on where it stopped."""
-    from milr import registry
+    from milr.runs.recipes import RecipeRun, read_recipe
 
-    tasks = _tasks_of(benchmark, limit, prompt_seed, category, data)
+    chosen: tuple[RecipeRun, ...]
+    if recipe is None:
+        chosen = (
+            RecipeRun(
+                "", "", benchmark, tuple(search or ()), reward, tuple(held_out or ()), baseline, limit,
+                tuple(category or ()), prompt_seed, budget, threshold, seed, seeds,
+            ),
+        )  # fmt: skip
+        about = {}
+    else:
+        for name in ("benchmark", "search", "category", "prompt_seed", "seeds", "seed", "budget", "baseline", "reward",
+                     "held_out", "threshold"):  # fmt: skip
+            if str(context.get_parameter_source(name)).endswith("COMMANDLINE"):
+                raise UserError(f"'{name.replace('_', '-')}' is in the recipe; leave it out, or leave --recipe out.")
+        read = read_recipe(recipe)
+        chosen = tuple(replace(run, limit=limit or run.limit) for run in read.runs_for(model))
+        if not chosen:
+            raise UserError(f"{recipe} has no run for the model '{_line(model, 60)}'.")
+        about = {"recipe": recipe.name, "paper": read.paper, "expected": read.expected}
     _check_model(model)
-    from milr.backbones import load
-    from milr.runs.bench import METHODS, Local, Terms, choose_methods, plan_of
-    from milr.runs.bench import bench as run_bench
-    from milr.runs.journal import put_aside
-    from milr.runs.live import Pace
-    from milr.runs.report import BASELINE, to_markdown
-
-    methods = choose_methods(search) if search else METHODS
-    names = [method.name for method in methods]
-    if baseline is not None and baseline not in names:
-        raise UserError(f"The baseline '{registry.shorten(baseline)}' is none of the methods: {', '.join(names)}.")
     if executor not in ("local", "ray"):
         raise UserError(f"Unknown executor '{_line(executor, 60)}'; it is local or ray.")
-    terms = Terms(budget, threshold, seed, seeds, reward, tuple(held_out or ()))
-    for method in methods:
-        plan_of(method, terms)  # a mistake is better found before a model is loaded
+    machine = _Machine(model, device, dtype, batch, executor, workers, address)
+    benches = [_Bench(run, data, out / run.name, max_abstain, about) for run in chosen]  # all is checked before a load
     console = _progress_console()
-    if force_new and (aside := put_aside(out)) is not None:
-        console.print(f"the run that was in {out} is now {aside}", markup=False, highlight=False)
-    if executor == "ray":
-        from milr.runs.cluster import Cluster
+    if force_new:
+        from milr.runs.journal import put_aside
 
-        drawing: Any = Cluster(model, terms, device=device, dtype=dtype, batch=batch, workers=workers, address=address)
-    else:
-        drawing = nullcontext(Local(load(model, device=device, dtype=dtype), batch))
-    with drawing as drawer:
-        report = run_bench(
-            drawer,
-            tasks,
-            out,
-            terms,
-            methods=methods,
-            baseline=baseline or (BASELINE if BASELINE in names else names[0]),
-            max_abstain=max_abstain,
-            about={
-                "benchmark": benchmark,
-                "prompt_seed": prompt_seed,
-                **({"categories": category} if category else {}),
-            },
-            tell=Pace(console).hear,
-        )
-    print(to_markdown(report))
-    print(f"written: {', '.join(str(out / name) for name in ('report.md', 'report.json', 'curves.svg'))}")
+        for one in benches:
+            if (aside := put_aside(one.folder)) is not None:
+                console.print(f"the run that was in {one.folder} is now {aside}", markup=False, highlight=False)
+    for one in benches:
+        one.run(machine, console)
+
+
+@dataclass(frozen=True)
+class _Machine:
+    """Which model draws, and on what."""
+
+    model: str
+    device: str
+    dtype: str
+    batch: int
+    executor: str
+    workers: int | None
+    address: str | None
+
+    def executor_for(self, terms: Terms) -> Any:
+        """A context manager that gives who draws."""
+        if self.executor == "ray":
+            from milr.runs.cluster import Cluster
+
+            return Cluster(
+                self.model, terms, device=self.device, dtype=self.dtype, batch=self.batch, workers=self.workers,
+                address=self.address,
+            )  # fmt: skip
+        from milr.backbones import load
+        from milr.runs.bench import Local
+
+        return nullcontext(Local(load(self.model, device=self.device, dtype=self.dtype), self.batch))
+
+
+class _Bench:
+    """One run of `milr bench`: everything that its words can get wrong is found when it is made."""
+
+    def __init__(
+        self, wanted: RecipeRun, data: Path | None, folder: Path, max_abstain: float, about: dict[str, str]
+    ) -> None:
+        from milr import registry
+        from milr.runs.bench import METHODS, Terms, choose_methods, plan_of
+        from milr.runs.report import BASELINE
+
+        self.folder, self.max_abstain = folder, max_abstain
+        self.tasks = _tasks_of(wanted.benchmark, wanted.limit, wanted.prompt_seed, list(wanted.category), data)
+        self.methods = choose_methods(wanted.searches) if wanted.searches else METHODS
+        names = [method.name for method in self.methods]
+        if wanted.baseline is not None and wanted.baseline not in names:
+            baseline = registry.shorten(wanted.baseline)
+            raise UserError(f"The baseline '{baseline}' is none of the methods: {', '.join(names)}.")
+        self.baseline = wanted.baseline or (BASELINE if BASELINE in names else names[0])
+        self.terms = Terms(
+            wanted.budget, wanted.threshold, wanted.seed, wanted.seeds, wanted.reward, wanted.held_out
+        )  # fmt: skip
+        for method in self.methods:
+            plan_of(method, self.terms)
+        categories = {"categories": list(wanted.category)} if wanted.category else {}
+        self.about = {"benchmark": wanted.benchmark, "prompt_seed": wanted.prompt_seed, **categories, **about}
+
+    def run(self, machine: _Machine, console: Console) -> None:
+        from milr.runs.bench import bench as run_bench
+        from milr.runs.live import Pace
+        from milr.runs.report import to_markdown
+
+        with machine.executor_for(self.terms) as executor:
+            report = run_bench(
+                executor, self.tasks, self.folder, self.terms, methods=self.methods, baseline=self.baseline,
+                max_abstain=self.max_abstain, about=self.about, tell=Pace(console).hear,
+            )  # fmt: skip
+        print(to_markdown(report))
+        print(f"written: {', '.join(str(self.folder / name) for name in ('report.md', 'report.json', 'curves.svg'))}")
 
 
 @app.command()
