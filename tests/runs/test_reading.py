@@ -11,6 +11,7 @@ from test_journal import install_redness, milr, wait_for_drafts  # noqa: F401
 
 from milr.drafts import UserError
 from milr.runs.bench import METHODS, Terms, bench
+from milr.runs.journal import read_lines
 from milr.runs.reading import describe, read_run, report_of
 from toy_milr.backbone import ToyBackbone
 from toy_milr.benchmark import tasks
@@ -38,6 +39,16 @@ def test_a_finished_run(tmp_path):
     assert first.endswith("finished")
     assert len(others) == 2
     assert report_of([read_run(tmp_path / "run")]) == report
+
+
+def test_how_latents_moved_is_averaged_over_searches_step_by_step(tmp_path):
+    report = run(tmp_path / "run", METHODS[3:5], n=4)
+    drafts = [line for line in read_lines(tmp_path / "run") if "draft" in line and line["method"] == "milr official"]
+    first = [line["draft"]["ask"]["note"]["text_gradient"] for line in drafts if line["draft"]["number"] == 1]
+    flow = report["searches"]["milr official"]["gradient_flow"]
+    assert flow["text_gradient"][0] == [1, pytest.approx(sum(first) / len(first)), len(first)]
+    assert flow["text_cosine"][0][0] == 2, "the first step has none before it"
+    assert run(tmp_path / "other", METHODS[:1])["searches"]["single"]["gradient_flow"] == {}
 
 
 def test_an_unfinished_run_stands_somewhere_and_has_no_report(tmp_path):

@@ -346,3 +346,20 @@ def test_an_empty_text_is_searched_in_the_image_alone() -> None:
     assert len(trajectory.drafts) == 8
     assert seen[0].text.numel() == 0
     assert "text_searched" not in trajectory.drafts[1].ask.note
+
+
+def test_notes_say_how_the_latents_move() -> None:
+    trajectory, _ = run(Milr(reward_offset=-1.0, text_rest="sampled", learning_rate=0.3), budget=12)
+    notes = [draft.ask.note for draft in trajectory.drafts[1:]]
+    assert notes[0]["text_cosine"] is None  # nothing before it
+    later = [note for note in notes[1:] if note["text_cosine"] is not None]
+    assert later
+    assert all(-1 <= note[key] <= 1 for note in later for key in ("text_cosine", "image_cosine", "text_image_cosine"))
+    assert len({round(note["text_image_cosine"], 6) for note in later}) > 1
+    for draft, before, note in zip(trajectory.drafts[1:], trajectory.drafts, notes, strict=False):
+        searched = note["text_searched"]
+        pairs = zip(draft.drawn.text_tokens[:searched], before.drawn.text_tokens[:searched], strict=False)
+        assert note["text_changed_tokens"] == sum(a != b for a, b in pairs)
+    only = run(Milr(variant="text-only"), budget=4)[0].drafts[1].ask.note
+    assert "image_cosine" not in only
+    assert "text_image_cosine" not in only

@@ -34,6 +34,35 @@ class Standing:
     reasons: dict[str, int] = field(default_factory=dict)  # why drafts have no score, with how many
 
 
+FLOW = ("text_gradient", "image_gradient", "text_cosine", "image_cosine", "text_image_cosine",
+        "text_changed_tokens", "image_changed_tokens")  # fmt: skip
+
+
+@dataclass
+class Flow:
+    """How a search of latents moved, step by step: of each number in its drafts' notes the sum and the count a step."""
+
+    sums: dict[str, dict[int, float]] = field(default_factory=dict)
+    counts: dict[str, dict[int, int]] = field(default_factory=dict)
+
+    def add(self, step: int, note: Mapping[str, Any]) -> None:
+        for name in FLOW:
+            value = note.get(name)
+            if isinstance(value, (int, float)):
+                for table, more in ((self.sums, value), (self.counts, 1)):
+                    of: dict[int, Any] = table.setdefault(name, {})
+                    of[step] = of.get(step, 0) + more
+
+    def means(self) -> dict[str, list[list[float]]]:
+        """Of each number [step, mean, searches], in order of the steps."""
+        return {
+            name: [
+                [step, total / self.counts[name][step], self.counts[name][step]] for step, total in sorted(of.items())
+            ]
+            for name, of in self.sums.items()
+        }
+
+
 @dataclass(frozen=True)
 class Reading:
     """A run as it lies on disk."""
@@ -45,6 +74,7 @@ class Reading:
     versions: Sequence[Mapping[str, str]]  # of all starts, each once
     outcomes: Mapping[Key, Outcome]
     ends: Mapping[Key, Ends]  # first and returned draft of the finished searches
+    flows: Mapping[str, Flow]
     standings: Mapping[str, Standing]
     drafts_a_second: float
     last_at: float
@@ -74,6 +104,7 @@ def read_run(folder: Path) -> Reading:
     standings: dict[str, Standing] = {}
     begun: dict[Key, list[dict[str, Any]]] = {}  # of unfinished searches, what Ends wants of each draft
     ends: dict[Key, Ends] = {}
+    flows: dict[str, Flow] = {}
     times: list[float] = []
     last = 0.0
     for line in read_lines(folder):
@@ -89,6 +120,8 @@ def read_run(folder: Path) -> Reading:
             drawn = begun.setdefault((line["method"], line["task"], line["seed_index"]), [])
             del drawn[line["draft"]["number"] :]
             drawn.append({"look": line["look"], "image": line["image"], "text": line["draft"]["reasoning"]})
+            if line["draft"]["number"] > 0:
+                flows.setdefault(line["method"], Flow()).add(line["draft"]["number"], line["draft"]["ask"]["note"])
             standing, score = standings[line["method"]], line["draft"]["score"]
             standing.drafts += 1
             if score["value"] is None:
@@ -103,7 +136,7 @@ def read_run(folder: Path) -> Reading:
             standing.done += 1
             standing.solved += outcome.stopped == "threshold"
             standing.best_rewards.append(max((reward for reward in outcome.rewards if reward is not None), default=0.0))
-    return Reading(folder, head, tasks, started, versions, outcomes, ends, standings, _pace(times), last)
+    return Reading(folder, head, tasks, started, versions, outcomes, ends, flows, standings, _pace(times), last)
 
 
 def describe(reading: Reading) -> Iterator[str]:
@@ -171,6 +204,7 @@ def report_of(readings: Sequence[Reading], baseline: str | None = None) -> dict[
     ends = {key: one for reading in readings for key, one in reading.ends.items()}
     for name in methods:
         of_method = [ends[name, task.id, index] for task in first.tasks for index in range(int(first.head["seeds"]))]
+        report["searches"][name]["gradient_flow"] = _flow_of(readings, name)
         report["searches"][name]["signs"] = signs = signs_of(of_method, first.head["held_out"])
         report["warnings"] += [f"{name}: reward hacking? {reason}" for reason in signs["reasons"]]
     if len(versions) > 1:
@@ -184,6 +218,10 @@ def report_of(readings: Sequence[Reading], baseline: str | None = None) -> dict[
 def _columns(first: Mapping[str, Any], returned: Mapping[str, Any]) -> Iterator[Any]:
     """The fields of Ends after the outcome: look, text and image, of the first and of the returned draft."""
     return (one[name] for name in ("look", "text", "image") for one in (first, returned))
+
+
+def _flow_of(readings: Sequence[Reading], method: str) -> dict[str, list[list[float]]]:
+    return next((flow.means() for one in readings if (flow := one.flows.get(method)) is not None), {})
 
 
 def _overall(benchmark: str | None) -> Any:

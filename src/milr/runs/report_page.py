@@ -13,11 +13,16 @@ from typing import Any
 from milr.runs.journal import read_image
 from milr.runs.page import data_uri, environment
 from milr.runs.reading import Reading
-from milr.runs.report import curves, pair_of
+from milr.runs.report import INKS, curves, pair_of
 from milr.runs.signs import Ends
 
 SIDE_BY_SIDE = 6  # prompts that one search draws better than another
 FAILURES = 18
+FLOW_PANELS = {
+    "Gradient norm": "gradient",
+    "Cosine of the gradients of two steps in a row; of text and image": "cosine",
+    "Searched tokens that changed": "changed_tokens",
+}
 
 
 def render_report(report: Mapping[str, Any], readings: Sequence[Reading]) -> str:
@@ -50,9 +55,43 @@ def render_report(report: Mapping[str, Any], readings: Sequence[Reading]) -> str
                 for better, worse in ([(rivals[0], against), (against, rivals[0])] if rivals and against else [])
             ],
             failures=[{"name": name, "shown": list(gallery.failures(name))} for name in (rivals or names)[:1]],
+            flows={
+                title: _lines(
+                    {
+                        f"{name}: {kind.replace('_', ' and ') if kind == 'text_image' else kind}": points
+                        for name, row in report["searches"].items()
+                        for kind in ("text", "image", "text_image")
+                        if len(points := row.get("gradient_flow", {}).get(f"{kind}_{what}", [])) > 1
+                    }
+                )
+                for title, what in FLOW_PANELS.items()
+            },
             signs={name: row["signs"] for name, row in report["searches"].items() if "signs" in row},
         )
     )
+
+
+def _lines(series: Mapping[str, Sequence[Sequence[float]]]) -> dict[str, Any] | None:
+    """A panel of lines against steps, in SVG units; None where there is nothing to draw."""
+    if not series:
+        return None
+    steps = [point[0] for points in series.values() for point in points]
+    values = [point[1] for points in series.values() for point in points]
+    low, high = min(0.0, *values), max(values)
+    wide, tall = max(1, max(steps) - min(steps)), max(1e-9, high - low)
+
+    def place(point: Sequence[float]) -> str:
+        x = 40 + 320 * (point[0] - min(steps)) / wide
+        y = 150 - 130 * (point[1] - low) / tall
+        return f"{x:.1f},{y:.1f}"
+
+    return {
+        "low": f"{low:.3g}", "high": f"{high:.3g}", "first": min(steps), "last": max(steps),
+        "lines": [
+            {"name": name, "ink": INKS[index % len(INKS)], "points": " ".join(map(place, points))}
+            for index, (name, points) in enumerate(series.items())
+        ],
+    }  # fmt: skip
 
 
 class _Gallery:

@@ -121,10 +121,15 @@ def milr(problem: Problem, settings: Milr, watch: Callable[[Latents], None] | No
             if settings.baseline == "mean":
                 advantage -= sum(rewards) / len(rewards)
             rewards.append(draft.reward)
-            for kind in _moved(settings.variant, step, problem.budget):
-                if kind in z:
-                    tokens = _credited(kind, z[kind], draft.drawn, problem, settings)
-                    note[f"{kind}_gradient"] = z[kind].move(advantage, tokens)
+            moved = [kind for kind in _moved(settings.variant, step, problem.budget) if kind in z]
+            for kind in moved:
+                tokens = _credited(kind, z[kind], draft.drawn, problem, settings)
+                before = z[kind].last_gradient
+                note[f"{kind}_gradient"] = z[kind].move(advantage, tokens)
+                note[f"{kind}_cosine"] = _cosine(before, z[kind].last_gradient)
+            if len(moved) == 2:  # one space: the mean pull on a text latent and on an image latent can be compared
+                pulls = [z[kind].last_gradient for kind in moved]
+                note["text_image_cosine"] = _cosine(*(pull.reshape(-1, pull.shape[-1]).mean(0) for pull in pulls))
             step += 1
         if watch is not None:
             watch(_snapshot(z))
@@ -136,6 +141,9 @@ def milr(problem: Problem, settings: Milr, watch: Callable[[Latents], None] | No
         image: Choice = image_rest
         if "image" in z:
             image = Forced(z["image"].tokens(settings.image_prefix, problem.rng), then=image_rest)
+            note["image_changed_tokens"] = _changed(image.tokens, draft.drawn.image_tokens)
+        if "text" in z:
+            note["text_changed_tokens"] = _changed(prefix, draft.drawn.text_tokens)
         draft = yield Ask(text=text, image=image, note=note)
         written[prefix] = whole_text(draft.drawn, problem.text_end)
     return draft.number if settings.returned == "last" else None
@@ -151,6 +159,7 @@ class SearchedLatents:
         self.values = start.detach().clone().float().requires_grad_()
         self.logits = logits
         self.adam = torch.optim.Adam([self.values], lr=learning_rate)
+        self.last_gradient = torch.zeros_like(self.values)
 
     @property
     def length(self) -> int:
@@ -162,7 +171,7 @@ class SearchedLatents:
 
         None: the gradient was not finite and the step left out; one such step would spoil Adam's averages.
         """
-        gradient = self.gradient(tokens)
+        gradient = self.last_gradient = self.gradient(tokens)
         norm = float(gradient.norm())
         if not math.isfinite(norm):
             return None
@@ -244,6 +253,18 @@ def _is_solved(draft: Draft, problem: Problem, settings: Milr) -> bool:
 def _until(tokens: tuple[int, ...], end: int) -> tuple[int, ...]:
     """The tokens up to the first end-of-text, inclusive: what follows it is no part of the text."""
     return tokens[: tokens.index(end) + 1] if end in tokens else tokens
+
+
+def _cosine(a: Tensor, b: Tensor) -> float | None:
+    """Of two gradients; None where one is nothing, or not finite."""
+    if not (torch.isfinite(a).all() and torch.isfinite(b).all() and a.any() and b.any()):
+        return None
+    return float(torch.cosine_similarity(a.flatten().double(), b.flatten().double(), dim=0))
+
+
+def _changed(tokens: Sequence[int], before: Sequence[int]) -> int:
+    """How many of these first tokens are others than in the draft before."""
+    return sum(a != b for a, b in zip(tokens, before, strict=False))
 
 
 def _snapshot(z: Mapping[str, SearchedLatents]) -> Latents:
