@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from milr.statistics import clustered_share, holm, paired_means, prompts_needed, sign_test, wilson
+from milr.statistics import clustered_share, holm, mean_interval, paired_means, prompts_needed, sign_test, wilson
 
 
 def paired_difference(won, lost, pairs):
@@ -81,6 +81,13 @@ def test_with_few_differences_the_interval_is_wide_enough():
             return rng.choice([1.0, -1.0, 0.0], 60, p=[*p, 1 - sum(p)])
 
         assert 0.93 <= coverage(simulate, p_won - p_lost) <= 1
+
+
+def test_the_mean_of_scores_by_hand():  # sd .1633, n = 4, t = 3.1824
+    half = 3.18245 * 0.163299 / 2
+    assert mean_interval([0.3, 0.5, 0.5, 0.7]) == pytest.approx((0.5, 0.5 - half, 0.5 + half))
+    assert mean_interval([0.9]) == (0.9, 0.0, 1.0)  # one prompt says nothing; never infinite, which JSON cannot say
+    assert mean_interval([1.0, 0.5])[2] == 1.0
 
 
 def test_holm_by_hand():

@@ -73,13 +73,14 @@ def paired_means(differences: Sequence[float]) -> tuple[float, float, float]:
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """A mean over prompts with its 95 % interval (Student's t): (mean, low, high). One prompt says nothing of it."""
+    """A mean over prompts of scores in [0, 1] with its 95 % interval (Student's t): (mean, low, high). One prompt says
+    nothing of the others."""
     found = np.asarray(values, dtype=float)
     mean = float(found.mean())
     if len(found) < 2:
-        return mean, -math.inf, math.inf
+        return mean, 0.0, 1.0
     half = float(stats.t.ppf(0.975, len(found) - 1)) * float(found.std(ddof=1)) / math.sqrt(len(found))
-    return mean, mean - half, mean + half
+    return mean, max(0.0, mean - half), min(1.0, mean + half)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

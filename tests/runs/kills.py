@@ -1,33 +1,33 @@
 """A process of its own that starts runs of the toy model as children and really kills them. Called by test_journal.py.
 
-    python kills.py FOLDER SEED TRIALS
+    python kills.py kill FOLDER SEED TRIALS
+    python kills.py full FOLDER ROOM...
 
-Prints one JSON line a trial: how often the run was killed, and whether what it left is what an unbroken run leaves.
+`kill` prints one JSON line a trial: how often the run was killed, and whether what it left is what an unbroken run
+leaves. `full` lets no file of a run in FOLDER/ROOM grow beyond ROOM bytes and prints the child's exit status. A process
+of its own, since a fork of one that computes with several threads may hang: start it with OMP_NUM_THREADS=1.
 """
 
 import json
 import os
 import random
+import resource
 import signal
 import sys
 import time
 from pathlib import Path
 
-from milr import registry
+import pytest
+
+from milr.drafts import UserError
 from milr.runs.bench import METHODS, Terms, bench
+from runs_toy import install_redness
 from toy_milr.backbone import ToyBackbone
 from toy_milr.benchmark import tasks
-from toy_milr.critic import Redness
 
 SECONDS = 0.004  # that the toy takes for a round
 PROMPTS, SEEDS, BUDGET = 6, 2, 5
 FEW = (METHODS[1], METHODS[2], METHODS[7])
-
-
-class Critics:
-    @staticmethod
-    def make(backbone):
-        return Redness()
 
 
 def run(folder):
@@ -37,16 +37,19 @@ def run(folder):
     )  # fmt: skip
 
 
-def child(folder):
-    """Start a run in a child; its process id."""
+def child(folder, room=None):
+    """Start a run in a child; its process id. It exits with 3 where it says that it cannot write, with 1 for others."""
     pid = os.fork()
     if pid == 0:
+        if room is not None:
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
         try:
             run(folder)
             os._exit(0)
         except BaseException as error:
             print(type(error).__name__, error, file=sys.stderr)
-            os._exit(1)
+            os._exit(3 if isinstance(error, UserError) and "Cannot write" in str(error) else 1)
     return pid
 
 
@@ -60,11 +63,7 @@ def left(folder):
     return (folder / "report.json").read_bytes(), sorted(json.dumps(line) for line in lines), images
 
 
-def main(folder, seed, trials):
-    find, load = registry.find, registry.load
-    part = registry.Part("critic", "redness", "", "redness")
-    registry.find = lambda kind, name: part if name == "redness" else find(kind, name)
-    registry.load = lambda one: Critics if one is part else load(one)
+def kill(folder, seed, trials):
     os.environ["TOY_SECONDS"] = str(SECONDS)
     began = time.monotonic()
     run(folder / "whole")
@@ -96,5 +95,12 @@ def main(folder, seed, trials):
         )
 
 
+def full(folder, *rooms):
+    for room in rooms:
+        _, status = os.waitpid(child(folder / str(room), room), 0)
+        print(os.waitstatus_to_exitcode(status))
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+    install_redness(pytest.MonkeyPatch())
+    {"kill": kill, "full": full}[sys.argv[1]](Path(sys.argv[2]), *map(int, sys.argv[3:]))

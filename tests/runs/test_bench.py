@@ -6,9 +6,9 @@ from milr import registry
 from milr.drafts import UserError
 from milr.runs.bench import METHODS, Terms, bench, choose_methods
 from milr.runs.report import CALLS, Method, to_markdown
+from runs_toy import install_redness
 from toy_milr.backbone import ToyBackbone
 from toy_milr.benchmark import tasks
-from toy_milr.critic import Redness
 
 FEW = (METHODS[0], METHODS[1], METHODS[2], METHODS[4])
 
@@ -23,16 +23,7 @@ class CountingBackbone(ToyBackbone):
 
 @pytest.fixture
 def redness(monkeypatch):
-    class Critics:
-        @staticmethod
-        def make(backbone):
-            return Redness()
-
-    find = registry.find
-    part = registry.Part("critic", "redness", "", "redness")
-    monkeypatch.setattr(registry, "find", lambda kind, name: part if name == "redness" else find(kind, name))
-    load = registry.load
-    monkeypatch.setattr(registry, "load", lambda one: Critics if one is part else load(one))
+    install_redness(monkeypatch)
 
 
 def run(folder, backbone=None, methods=FEW, n=6, batch=32, tell=None, **terms):

@@ -90,6 +90,16 @@ def test_a_killed_workers_prompts_are_taken_over(address, local, tmp_path):
     assert left(folder) == local
 
 
+def test_one_worker_does_every_method_to_its_end(address, tmp_path):
+    """As many searches as places: each method's end is said once, and is not the end of the next one."""
+    from milr.runs.cluster import Cluster
+
+    terms = Terms(budget=2, critic="noise")
+    with Cluster("toy", terms, batch=4, workers=1, address=address) as cluster:
+        report = bench(cluster, tasks(4, 3), tmp_path / "run", terms, methods=METHODS[:3], baseline=METHODS[0].name)
+    assert [row["n"] for row in report["searches"].values()] == [4, 4, 4]
+
+
 def test_workers_that_die_again_and_again_stop_the_run_with_the_reason(address, tmp_path, monkeypatch):
     from milr.runs import cluster as module
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -15,18 +14,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from command import ROOT, Milr
-from milr import registry
 from milr.drafts import Task, UserError
 from milr.runs.journal import Journal, image_file, put_aside, read_head, read_lines, read_tasks
+from runs_toy import install_redness
 
 TOY = ("--model", "toy", "--reward", "redness")
-
-
-def install_redness(patch):
-    find, load = registry.find, registry.load
-    part = registry.Part("critic", "redness", "", "redness")
-    patch.setattr(registry, "find", lambda kind, name: part if name == "redness" else find(kind, name))
-    patch.setattr(registry, "load", lambda one: kills.Critics if one is part else load(one))
 
 
 @pytest.fixture
@@ -49,14 +41,19 @@ def copy(folder, to):
     return to
 
 
-def test_killed_at_twenty_random_moments_it_ends_as_if_unbroken(tmp_path):
+def in_a_process_of_its_own(*arguments):
+    """The lines that kills.py prints."""
+    path = os.pathsep.join(str(ROOT / part) for part in ("src", "tests", "tests/runs"))
     run = subprocess.run(
-        [sys.executable, kills.__file__, str(tmp_path), "3", "20"], capture_output=True, text=True, timeout=300,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT / "tests"),
-             str(ROOT / "tests" / "runs")]), "OMP_NUM_THREADS": "1"},
+        [sys.executable, kills.__file__, *map(str, arguments)], capture_output=True, text=True, timeout=300,
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
-    trials = [json.loads(line) for line in run.stdout.splitlines()]
+    return run.stdout.splitlines()
+
+
+def test_killed_at_twenty_random_moments_it_ends_as_if_unbroken(tmp_path):
+    trials = [json.loads(line) for line in in_a_process_of_its_own("kill", tmp_path, 3, 20)]
     assert len(trials) == 20
     assert sum(trial["kills"] for trial in trials) >= 15
     assert max(trial["kills"] for trial in trials) >= 2
@@ -116,25 +113,15 @@ def test_drafts_whose_image_is_lost_are_drawn_again(whole, redness, tmp_path):
     assert (report, images) == (whole[1][0], whole[1][2])
 
 
-@pytest.mark.parametrize("room", [1, 2000, 20_000, 60_000])
-def test_a_full_disk_stops_the_run_and_it_goes_on_when_there_is_room(whole, redness, tmp_path, room):
-    """The kernel refuses to let files grow beyond `room` bytes, in the middle of a line as it comes."""
-    folder = tmp_path / "run"
-    pid = os.fork()
-    if pid == 0:
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
-        try:
-            kills.run(folder)
-        except UserError as error:
-            os._exit(3 if "Cannot write" in str(error) else 4)
-        except BaseException:
-            os._exit(5)
-        os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 3
-    assert not list(folder.rglob("*.tmp"))
-    kills.run(folder)
-    assert kills.left(folder) == whole[1]
+def test_a_full_disk_stops_the_run_and_it_goes_on_when_there_is_room(whole, redness, tmp_path):
+    """The kernel refuses to let files grow beyond so many bytes, in the middle of a line as it comes."""
+    rooms = (1, 2000, 20_000, 60_000)
+    assert in_a_process_of_its_own("full", tmp_path, *rooms) == ["3"] * len(rooms)  # it said that it cannot write
+    for room in rooms:
+        folder = tmp_path / str(room)
+        assert not list(folder.rglob("*.tmp"))
+        kills.run(folder)
+        assert kills.left(folder) == whole[1]
 
 
 @pytest.mark.parametrize("at", [0, 3, 20])
@@ -172,6 +159,9 @@ def test_the_folder_says_what_it_is(tmp_path):
     assert list(read_lines(tmp_path / "run")) == []
     with pytest.raises(UserError, match="is no run of milr"):
         read_head(tmp_path)
+    (tmp_path / "run" / "tasks.jsonl").rename(tmp_path / "away")
+    with pytest.raises(UserError, match=r"tasks\.jsonl .* restore it"):
+        read_tasks(tmp_path / "run")
     assert put_aside(tmp_path / "run") == tmp_path / "run.old-1"
     assert put_aside(tmp_path / "run") is None
 

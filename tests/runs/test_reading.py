@@ -4,15 +4,16 @@ import json
 import os
 import signal
 
-import kills
 import pytest
 from test_journal import bench as bench_command
-from test_journal import install_redness, milr, wait_for_drafts  # noqa: F401
+from test_journal import milr, wait_for_drafts  # noqa: F401
 
+import runs_toy
 from milr.drafts import UserError
 from milr.runs.bench import METHODS, Terms, bench
 from milr.runs.journal import read_lines
 from milr.runs.reading import describe, read_run, report_of
+from runs_toy import install_redness
 from toy_milr.backbone import ToyBackbone
 from toy_milr.benchmark import tasks
 
@@ -111,7 +112,7 @@ def test_why_drafts_have_no_score_is_counted(tmp_path, monkeypatch):
         def score(self, images, tasks):
             raise RuntimeError("no network")
 
-    monkeypatch.setattr(kills.Critics, "make", staticmethod(lambda backbone: Moody()))
+    monkeypatch.setattr(runs_toy.Critics, "make", staticmethod(lambda backbone: Moody()))
     report = run(tmp_path / "run", METHODS[:1])
     assert report["warnings"]
     assert any(

@@ -4,16 +4,16 @@ import json
 import shutil
 import subprocess
 
-import kills
 import pytest
-from test_journal import install_redness
 from test_page import HOSTILE, Page
 
 from milr.drafts import Task
 from milr.runs.bench import METHODS, Terms, bench
 from milr.runs.reading import read_run, report_of
 from milr.runs.report_page import render_report
+from runs_toy import install_redness
 from toy_milr.backbone import ToyBackbone
+from toy_milr.critic import Redness
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 BROWSER = next((found for name in BROWSERS if (found := shutil.which(name))), "")
@@ -27,16 +27,16 @@ ATTACK = (
 def page(tmp_path, monkeypatch):
     """The page of a run whose every text is hostile: (its text, its report)."""
     install_redness(monkeypatch)
-    monkeypatch.setattr(kills.Redness, "why_not", lambda self, prompt: None)
+    monkeypatch.setattr(Redness, "why_not", lambda self, prompt: None)
     monkeypatch.setattr(ToyBackbone, "decode_text", lambda self, tokens: f"{len(tokens)} {ATTACK}")
     tasks = [Task(f"slow {number} {ATTACK}", id=str(number), category=f"{number % 2} {ATTACK}") for number in range(8)]
-    score = kills.Redness._score
+    score = Redness._score
 
     def hostile(self, pixels, prompt):
         found = score(self, pixels, prompt)
         return type(found)(found.value, tuple(type(c)(c.text + ATTACK, c.passed, c.boxes) for c in found.checks))
 
-    monkeypatch.setattr(kills.Redness, "_score", hostile)
+    monkeypatch.setattr(Redness, "_score", hostile)
     bench(
         ToyBackbone(), tasks, tmp_path / "run", Terms(budget=4, critic="redness", held_out=("self",)),
         methods=METHODS[1:3], about={"benchmark": ATTACK},

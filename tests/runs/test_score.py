@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from test_journal import install_redness
 
 from milr.benchmarks import geneval, t2i_compbench
 from milr.critics.noise import make as noise
@@ -15,6 +14,7 @@ from milr.runs.bench import METHODS, Terms, bench
 from milr.runs.journal import read_image
 from milr.runs.reading import read_run
 from milr.runs.score import PIXELS, export, find_pictures, open_picture, score, to_markdown
+from runs_toy import install_redness
 from toy_milr.backbone import ToyBackbone
 from toy_milr.benchmark import tasks as toy_tasks
 

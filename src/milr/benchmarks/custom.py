@@ -3,9 +3,9 @@
     {"prompt": "a clock that shows half past three", "id": "clock", "category": "teaching",
      "checks": ["Is there a clock?", "Does the long hand point to six?"]}
 
-Only `prompt` is needed. `checks` are questions whose answer is yes for a right picture; critics that answer questions
-(`self`) ask each of them. Any other key goes to `metadata`, e.g. GenEval's `tag`, `include` and `exclude` for the
-critic `geneval`.
+Only `prompt` is needed. `checks` are questions whose answer is yes for a right picture, for critics that ask questions
+(none does yet: `self` asks about the whole prompt). Any other key goes to `metadata`, e.g. GenEval's `tag`, `include`
+and `exclude` for the critic `geneval`.
 """
 
 from __future__ import annotations

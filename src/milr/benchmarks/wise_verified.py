@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from milr.benchmarks.wise import read_tasks, weighted
+from milr.benchmarks.wise import CATEGORIES, read_tasks, weighted
 from milr.drafts import Task
 
 NAME = "wise-verified"
 SUMMARY = "WISE-Verified: 1,000 revised knowledge prompts, right or wrong (from your copy: --data)"
 VERSION = 1
-CATEGORIES = ("culture", "time", "space", "biology", "physics", "chemistry")
 DATA_HELP = "the folder, or one file, of the verified JSON files in the WISE repository"
 REWARD = "judge"
 FIRST_IDS = (1, 401, 521, 641, 761, 881)

@@ -90,13 +90,14 @@ class Local:
 
     def __init__(self, backbone: Backbone, batch: int = SEARCHES_AT_ONCE) -> None:
         self.backbone, self.batch = backbone, batch
+        self.critics: dict[str, Critic] = {}
 
     def identity(self) -> Mapping[str, str]:
         info = self.backbone.info
         return {"model": info.name, "fingerprint": fingerprint(self.backbone), "dtype": info.dtype}
 
     def run(self, method: Method, terms: Terms, jobs: Iterator[Job], keeper: Keeper) -> None:
-        critic, *held_out = (registry.load(registry.find("critic", name)).make(self.backbone) for name in terms.critics)
+        critic, *held_out = critics_of(terms, self.backbone, self.critics)
         try:
             for trajectory in search_jobs(
                 self.backbone, critic, held_out, method, terms, jobs, self.batch, keeper.hear
@@ -108,6 +109,14 @@ class Local:
                     keeper.keep(outcome_of(method, trajectory))
             keeper.sync()
             raise
+
+
+def critics_of(terms: Terms, backbone: Backbone, made: dict[str, Critic]) -> list[Critic]:
+    """The critic that is climbed and the held-out ones. Those in `made` are used again: a critic may be gigabytes."""
+    for name in terms.critics:
+        if name not in made:
+            made[name] = registry.load(registry.find("critic", name)).make(backbone)
+    return [made[name] for name in terms.critics]
 
 
 def search_jobs(

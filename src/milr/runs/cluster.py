@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from milr import registry
 from milr.drafts import Draft, Score, Task, UserError
-from milr.runs.bench import Keeper, Local, Terms, outcome_of, search_jobs
+from milr.runs.bench import Keeper, Local, Terms, critics_of, outcome_of, search_jobs
 from milr.runs.report import Method
 from milr.searches.driver import DraftScored, Event, Job, RoundEnded
 
@@ -78,7 +78,8 @@ class Worker:
         if not torch.cuda.is_available():
             torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))  # as many workers as cores
         self.backbone = load(model, device=device, dtype=dtype)
-        self.batch, self.critics = batch, critics
+        self.batch = batch
+        self.critics: dict[str, Any] = {name: RemoteCritic(name, actor) for name, actor in critics.items()}
         self.jobs: queue.Queue[Job | None] = queue.Queue()
         self.said: queue.Queue[tuple[str, Any] | None] = queue.Queue()
         self.acknowledged: queue.Queue[None] = queue.Queue()
@@ -120,7 +121,7 @@ class Worker:
                 drafts.clear()
 
         try:
-            critic, *held_out = (self._critic(name) for name in terms.critics)
+            critic, *held_out = critics_of(terms, self.backbone, self.critics)
             jobs = iter(self.jobs.get, None)
             for trajectory in search_jobs(self.backbone, critic, held_out, method, terms, jobs, self.batch, hear):
                 self._say("outcome", outcome_of(method, trajectory))
@@ -133,11 +134,6 @@ class Worker:
         self.said.put((kind, what))
         self.acknowledged.get()
 
-    def _critic(self, name: str) -> Any:
-        if name in self.critics:
-            return RemoteCritic(name, self.critics[name])
-        return registry.load(registry.find("critic", name)).make(self.backbone)
-
 
 # --- The head -------------------------------------------------------------------------------------------------------
 
@@ -148,6 +144,7 @@ class _Slot:
 
     actor: Any
     stream: Any = None
+    was_told_all: bool = False  # that no more jobs come: said once in a stream, or the next one would end at once
     held: dict[tuple[str, int], Job] = field(default_factory=dict)
 
 
@@ -233,14 +230,18 @@ class Cluster:
 
     def _start(self, slot: _Slot, method: Method, terms: Terms, waiting: deque[Job]) -> None:
         if waiting:
+            slot.was_told_all = False
             self._feed(slot, waiting, self.batch)
             slot.stream = slot.actor.work.options(num_returns="streaming").remote(method, terms)
 
     def _feed(self, slot: _Slot, waiting: deque[Job], most: int) -> None:
-        """Hand out up to so many jobs, and say whether there are more."""
+        """Hand out up to so many jobs, and say once when there are no more."""
+        if slot.was_told_all:
+            return
         given = [waiting.popleft() for _ in range(min(most, len(waiting)))]
         slot.held |= {(job.task.id, job.seed_index): job for job in given}
-        slot.actor.feed.remote(given, more=len(given) == most)
+        slot.was_told_all = len(given) < most
+        slot.actor.feed.remote(given, more=not slot.was_told_all)
 
     def _heard(self, slot: _Slot, kind: str, what: Any, waiting: deque[Job], keeper: Keeper) -> None:
         if kind == "error":

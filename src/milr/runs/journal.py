@@ -23,7 +23,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from io import FileIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from milr.drafts import Draft, Task, UserError
 from milr.runs.looks import look
@@ -229,7 +229,8 @@ def read_head(folder: Path) -> dict[str, Any]:
 
 def read_tasks(folder: Path) -> list[Task]:
     """The prompts of a run."""
-    return [Task(**json.loads(line)) for line in (folder / "tasks.jsonl").read_text(encoding="utf-8").splitlines()]
+    with _open(folder / "tasks.jsonl") as stream:
+        return [Task(**json.loads(line)) for line in stream]
 
 
 def read_lines(folder: Path) -> Iterator[dict[str, Any]]:
@@ -277,10 +278,17 @@ def put_aside(folder: Path) -> Path | None:
     return aside
 
 
+def _open(file: Path) -> BinaryIO:
+    try:
+        return open(file, "rb")
+    except OSError as error:
+        raise UserError(f"Cannot read {file} ({error.strerror}); it belongs to the run, restore it.") from error
+
+
 def _lines(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """(where it ends, line) of every whole line. A torn last one is left out; a damaged one before it is an error."""
     end = 0
-    with open(file, "rb") as stream:
+    with _open(file) as stream:
         torn = 0
         for number, raw in enumerate(stream, 1):
             if torn:

@@ -20,12 +20,12 @@ from rich.progress import Progress as Bars
 from rich.text import Text
 
 from milr.registry import shorten
-from milr.runs.bench import Progress
 from milr.runs.page import word_changes
 from milr.searches.driver import DraftScored, Event, Finished, Started
 
 if TYPE_CHECKING:
     from milr.drafts import Draft
+    from milr.runs.bench import Progress  # not at run time: it brings scipy, which 'milr generate' does not need
 
 STYLES = {"same": "", "new": "bold green", "gone": "strike dim"}
 

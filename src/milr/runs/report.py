@@ -335,7 +335,6 @@ def _to_reach(row: Mapping[str, Any], baseline: Mapping[str, Any]) -> dict[str, 
     `beyond_first`: the same shares of what is spent after the first draft, which both draw alike.
     """
     goal = list(baseline["by_calls"].values())[-1]
-    first = baseline["by_calls"]["1"]
     for calls, point in row["by_calls"].items():
         if point["success"] >= goal["success"]:
             return {
@@ -344,7 +343,7 @@ def _to_reach(row: Mapping[str, Any], baseline: Mapping[str, Any]) -> dict[str, 
                     f"share_of_{axis}": point[axis] / max(1e-12, goal[axis])
                     for axis in ("calls", "decoded_tokens", "seconds")
                 },
-                "beyond_first": (point["calls"] - 1) / max(1e-12, goal["calls"] - 1) if first else None,
+                "beyond_first": (point["calls"] - 1) / max(1e-12, goal["calls"] - 1),
             }
     return None
 
