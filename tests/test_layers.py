@@ -8,12 +8,13 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "milr"
 ORDER = (
     {"drafts", "statistics", "version"},
+    {"settings", "hub"},
     {"backbones"},
+    {"registry"},
     {"critics"},
     {"searches"},
     {"lab"},
     {"benchmarks"},
-    {"registry"},
     {"runs"},
     {"cli", "studio"},
     {"__init__", "__main__"},

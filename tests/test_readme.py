@@ -81,7 +81,7 @@ def examples():
 def test_the_examples_of_parts_work(tmp_path):
     """The very text of docs/adding-parts.md, saved as modules and used."""
     import milr
-    from milr.searches.settings import settings_from
+    from milr.settings import settings_from
 
     modules = [namespace(code) for code in examples()]
     critic, search, benchmark = modules

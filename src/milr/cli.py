@@ -44,6 +44,10 @@ lab = typer.Typer(
 app.add_typer(lab)
 
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+MaxJudgeCost = Annotated[
+    float | None,
+    typer.Option(min=0, help="Stop when judges over HTTP have cost so many US dollars.", show_default="no limit"),
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object a line on stdout, and nothing else there.")]
 
 
@@ -130,6 +134,7 @@ def generate(
             show_default="milr-out/<prompt>-<seed>",
         ),
     ] = None,
+    max_judge_cost: MaxJudgeCost = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier result in --out.")] = False,
     as_json: Json = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")] = False,
@@ -160,7 +165,7 @@ def generate(
     folders = _claim_folders(wanted, seed, out, overwrite)
     by_task = dict(zip([task.id for task in tasks], folders, strict=True))
     try:
-        _generate(prepare(request), tasks, by_task, model, device, dtype, as_json, quiet)
+        _generate(prepare(request), tasks, by_task, model, device, dtype, as_json, quiet, max_judge_cost)
     finally:
         for folder in folders:
             folder.release()
@@ -175,8 +180,10 @@ def _generate(
     dtype: str,
     as_json: bool,
     quiet: bool,
+    max_judge_cost: float | None,
 ) -> None:
     from milr.backbones import load
+    from milr.critics.base import Place
     from milr.runs.generate import run
     from milr.runs.live import Progressing
 
@@ -193,7 +200,7 @@ def _generate(
                 noted.add(note)
 
         try:
-            for result in run(backbone, plan, tasks, folders, progress.hear, say):
+            for result in run(backbone, plan, tasks, folders, progress.hear, say, Place(max_judge_cost=max_judge_cost)):
                 for note in result.notes:
                     say(note)
                 with progress.paused():
@@ -277,13 +284,14 @@ def _check_model(model: str) -> None:
 def _check_early(request: Any) -> None:
     """The names of a request, before a search (and with it torch) is imported."""
     from milr import registry
+    from milr.critics import naming
     from milr.runs.generate import check_numbers
 
     check_numbers(request)
     registry.find("search", request.search)
     for critic in (request.reward, *request.held_out):
         if critic is not None:
-            registry.find("critic", critic)
+            naming.find(critic)
 
 
 def _claim_folders(prompts: list[str], seed: int, out: Path | None, overwrite: bool) -> list[Folder]:
@@ -406,6 +414,7 @@ def bench(
         str | None,
         typer.Option(help="Of the Ray cluster; local: a new one here.", show_default="RAY_ADDRESS, else this machine"),
     ] = None,
+    max_judge_cost: MaxJudgeCost = None,
     max_abstain: Annotated[
         float, typer.Option(min=0, max=1, help="Share of unscored drafts above which the report warns.")
     ] = 0.05,
@@ -443,7 +452,7 @@ def bench(
     _check_model(model)
     if executor not in ("local", "ray"):
         raise UserError(f"Unknown executor '{_line(executor, 60)}'; it is local or ray.")
-    machine = _Machine(model, device, dtype, batch, executor, workers, address)
+    machine = _Machine(model, device, dtype, batch, executor, workers, address, max_judge_cost)
     benches = [_Bench(run, data, out / run.name, max_abstain, about) for run in chosen]  # all is checked before a load
     console = _progress_console()
     if force_new:
@@ -467,20 +476,24 @@ class _Machine:
     executor: str
     workers: int | None
     address: str | None
+    max_judge_cost: float | None
 
-    def executor_for(self, terms: Terms) -> Any:
-        """A context manager that gives who draws."""
+    def executor_for(self, terms: Terms, folder: Path) -> Any:
+        """A context manager that gives who draws, for the run in `folder`."""
+        from milr.critics.base import Place
+
+        place = Place(folder, self.max_judge_cost)
         if self.executor == "ray":
             from milr.runs.cluster import Cluster
 
             return Cluster(
                 self.model, terms, device=self.device, dtype=self.dtype, batch=self.batch, workers=self.workers,
-                address=self.address,
+                address=self.address, place=place,
             )  # fmt: skip
         from milr.backbones import load
         from milr.runs.bench import Local
 
-        return nullcontext(Local(load(self.model, device=self.device, dtype=self.dtype), self.batch))
+        return nullcontext(Local(load(self.model, device=self.device, dtype=self.dtype), self.batch, place))
 
 
 class _Bench:
@@ -514,7 +527,7 @@ class _Bench:
         from milr.runs.live import Pace
         from milr.runs.report import to_markdown
 
-        with machine.executor_for(self.terms) as executor:
+        with machine.executor_for(self.terms, self.folder) as executor:
             report = run_bench(
                 executor, self.tasks, self.folder, self.terms, methods=self.methods, baseline=self.baseline,
                 max_abstain=self.max_abstain, about=self.about, tell=Pace(console).hear,
@@ -589,12 +602,15 @@ def score(
     data: Annotated[Path | None, typer.Option(metavar="FILE", help="Your copy of the prompts (wise).")] = None,
     model: Annotated[str, typer.Option(help="Model of the critic 'self'.")] = "lab",
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Keep every score, as JSON.")] = None,
+    max_judge_cost: MaxJudgeCost = None,
     as_json: Json = False,
     device: Device = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
 ) -> None:
     """Judge a folder of pictures in a benchmark's own layout (see docs/runs.md)."""
     from milr import registry
+    from milr.critics import naming
+    from milr.critics.base import Place
     from milr.runs.score import LAYOUTS, find_pictures, to_markdown
     from milr.runs.score import score as judge_pictures
 
@@ -604,7 +620,9 @@ def score(
             f"'{_line(benchmark, 60)}' has no layout of its own; --benchmark is one of {', '.join(LAYOUTS)}."
         )
     part = registry.load(registry.find("benchmark", benchmark))
-    parts = [registry.find("critic", name) for name in critic or [part.REWARD]]
+    judges = [naming.find(name) for name in critic or [part.REWARD]]
+    for one in judges:
+        naming.settings_of(one)
     pictures = find_pictures(folder, layout, _tasks_of(benchmark, None, 0, None, data))
     _check_model(model)
     from milr.backbones import load
@@ -613,7 +631,7 @@ def score(
     console = _progress_console()
     found = judge_pictures(
         pictures,
-        [registry.load(one).make(backbone) for one in parts],
+        [naming.make(one, backbone, Place(max_judge_cost=max_judge_cost)) for one in judges],
         getattr(part, "overall", None),
         lambda done: console.print(f"{done} of {len(pictures)} pictures", highlight=False),
     )
@@ -722,7 +740,7 @@ def _list_settings(kind: str, name: str) -> None:
     if kind != "searches":
         raise UserError(f"Only searches have settings to list; 'milr list {kind}' shows all {kind}.")
     module = registry.load(registry.find("search", name))
-    from milr.searches.settings import options
+    from milr.settings import options
 
     print(f"settings of {name} (--set NAME=VALUE), with their defaults")
     for option in options(module.SETTINGS):

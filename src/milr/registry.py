@@ -42,7 +42,7 @@ class Part:
     """One thing that a name on the command line can mean.
 
     `module` is where it lives; `origin` is '' for milr's own parts, else the distribution that brings it. `presets`
-    are the names of its settings, where the module lists them.
+    are the names of its settings, where the module lists them; `takes` is its literal TAKES.
     """
 
     kind: Kind
@@ -51,6 +51,7 @@ class Part:
     module: str
     origin: str = ""
     presets: tuple[str, ...] = ()
+    takes: str | None = None  # the setting that a word after a colon means (critics)
     entry_point: importlib.metadata.EntryPoint | None = field(default=None, compare=False, repr=False)
 
 
@@ -132,6 +133,7 @@ def _foreign_parts(kind: Kind) -> Iterator[Part]:
             module=point.module,
             origin=origin,
             presets=_names(literals.get("PRESETS")),
+            takes=_text(literals.get("TAKES")),
             entry_point=point,
         )
 
@@ -142,7 +144,13 @@ def _part_of_source(kind: Kind, file: Path, module: str) -> Part | None:
     name, summary = literals.get("NAME"), literals.get("SUMMARY")
     if not (isinstance(name, str) and isinstance(summary, str)):
         return None
-    return Part(kind, name, summary, module, presets=_names(literals.get("PRESETS")))
+    return Part(
+        kind, name, summary, module, presets=_names(literals.get("PRESETS")), takes=_text(literals.get("TAKES"))
+    )
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
 
 
 def _names(presets: Any) -> tuple[str, ...]:

@@ -23,9 +23,9 @@ from transformers import JanusConfig, JanusForConditionalGeneration
 
 from milr.backbones import PRESETS, names
 from milr.drafts import UserError
+from milr.hub import device_of, dtype_of, fetch, is_repository
 
 LARGEST_BATCH = 64
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _SMALL_PARAMETERS = 500_000_000  # up to here float32 is cheap enough to be the default
 
 
@@ -64,7 +64,7 @@ class Found:
 
 def find(name_or_dir: str, device: str, dtype: str) -> Found:
     """Find a checkpoint (fetching it if need be) and check that it can be loaded; raises UserError if not."""
-    target = _device(device)
+    target = device_of(device)
     directory, name = _locate(name_or_dir)
     config = _read_config(directory, name)
     # JanusConfig ties the heads by default, which is wrong for a checkpoint that holds an lm_head of its own.
@@ -87,7 +87,7 @@ def describe_memory(name_or_dir: str, device: str = "auto", dtype: str = "auto")
     """
     from milr.backbones.random_checkpoint import CONFIGS
 
-    target = _device(device)
+    target = device_of(device)
     if name_or_dir in CONFIGS:
         config, name = CONFIGS[name_or_dir](), name_or_dir
     else:
@@ -122,7 +122,7 @@ def _locate(name_or_dir: str) -> tuple[str, str]:
     if os.path.isdir(name_or_dir):
         return name_or_dir, Path(name_or_dir).resolve().name
     close = difflib.get_close_matches(name_or_dir.lower(), names(), n=1)
-    if not close and re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", name_or_dir):
+    if not close and is_repository(name_or_dir):
         return _download(name_or_dir), name_or_dir
     hint = f"did you mean '{close[0]}'? Known are" if close else "known are"
     raise UserError(
@@ -133,23 +133,8 @@ def _locate(name_or_dir: str) -> tuple[str, str]:
 
 def _download(repository: str) -> str:
     """The local copy of a hub repository, fetched if need be: its configuration first."""
-    from huggingface_hub import errors, snapshot_download
-
-    try:
-        directory = snapshot_download(repository, allow_patterns=["config.json"])
-        _read_config(directory, repository)
-        return snapshot_download(repository, allow_patterns=["*.json", "*.jinja", "*.safetensors"])
-    except errors.GatedRepoError as error:
-        raise UserError(
-            f"{repository} wants its licence accepted first: do so on its page, then run 'hf auth login'."
-        ) from error
-    except errors.RepositoryNotFoundError as error:
-        raise UserError(f"There is no model '{repository}' on the Hugging Face hub; check the name.") from error
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{repository} is not on this machine and could not be fetched from the Hugging Face hub; check "
-            "the network, or give the directory of a copy."
-        ) from error
+    _read_config(fetch(repository, ["config.json"]), repository)
+    return fetch(repository, ["*.json", "*.jinja", "*.safetensors"])
 
 
 def _read_config(directory: str, name: str) -> JanusConfig:
@@ -196,27 +181,10 @@ def _weight_names(directory: str, name: str) -> Set[str]:
 # --- Device, dtype, memory ---------------------------------------------------------------------------------
 
 
-def _device(device: str) -> torch.device:
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    match = re.fullmatch(r"cpu|cuda(?::(\d+))?", device)
-    if not match:
-        raise UserError(f"Unknown device '{device}'; use auto, cpu, cuda or cuda:N.")
-    if device != "cpu":
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if int(match[1] or 0) >= count:
-            raise UserError(f"There is no device '{device}' ({count} CUDA devices are usable); use cpu.")
-    return torch.device(device)
-
-
 def _dtype(dtype: str, config: JanusConfig, device: torch.device) -> torch.dtype:
     if dtype == "auto":
         return torch.float32 if _parameters(config) <= _SMALL_PARAMETERS else torch.bfloat16
-    if dtype not in DTYPES:
-        raise UserError(f"Unknown dtype '{dtype}'; use auto, {', '.join(DTYPES)}.")
-    if dtype == "float16" and device.type == "cpu":
-        raise UserError("float16 needs a GPU; on the CPU use bfloat16 or float32.")
-    return DTYPES[dtype]
+    return dtype_of(dtype, device)
 
 
 def memory_needed(config: JanusConfig, dtype: torch.dtype) -> Memory:

@@ -16,7 +16,8 @@ from typing import Any, Protocol, runtime_checkable
 
 from milr import registry
 from milr.backbones.base import Backbone
-from milr.critics.base import Critic
+from milr.critics import naming
+from milr.critics.base import NOWHERE, Critic, Place
 from milr.drafts import Draft, Task, Trajectory, UserError
 from milr.runs.generate import Plan, Request, prepare
 from milr.runs.journal import Journal, Outcome
@@ -88,8 +89,8 @@ class Executor(Protocol):
 class Local:
     """Draws in this process, `batch` searches side by side."""
 
-    def __init__(self, backbone: Backbone, batch: int = SEARCHES_AT_ONCE) -> None:
-        self.backbone, self.batch = backbone, batch
+    def __init__(self, backbone: Backbone, batch: int = SEARCHES_AT_ONCE, place: Place = NOWHERE) -> None:
+        self.backbone, self.batch, self.place = backbone, batch, place
         self.critics: dict[str, Critic] = {}
 
     def identity(self) -> Mapping[str, str]:
@@ -97,7 +98,7 @@ class Local:
         return {"model": info.name, "fingerprint": fingerprint(self.backbone), "dtype": info.dtype}
 
     def run(self, method: Method, terms: Terms, jobs: Iterator[Job], keeper: Keeper) -> None:
-        critic, *held_out = critics_of(terms, self.backbone, self.critics)
+        critic, *held_out = critics_of(terms, self.backbone, self.critics, self.place)
         try:
             for trajectory in search_jobs(
                 self.backbone, critic, held_out, method, terms, jobs, self.batch, keeper.hear
@@ -111,11 +112,11 @@ class Local:
             raise
 
 
-def critics_of(terms: Terms, backbone: Backbone, made: dict[str, Critic]) -> list[Critic]:
+def critics_of(terms: Terms, backbone: Backbone, made: dict[str, Critic], place: Place = NOWHERE) -> list[Critic]:
     """The critic that is climbed and the held-out ones. Those in `made` are used again: a critic may be gigabytes."""
     for name in terms.critics:
         if name not in made:
-            made[name] = registry.load(registry.find("critic", name)).make(backbone)
+            made[name] = naming.make(name, backbone, place)
     return [made[name] for name in terms.critics]
 
 

@@ -4,7 +4,8 @@ Built on Ray (`pip install milr[ray]`). The process that runs `milr bench --exec
 the journal. Each worker is an actor with a model of its own and a batch of searches side by side; as one ends it is
 given the next prompt, since early stops make searches uneven. A worker waits after each round until its drafts are on
 disk. Where a worker is lost, its prompts go on elsewhere from the drafts that are on record, and another worker takes
-its place. Critics that need no model are actors too, shared by all.
+its place. Critics without a model are actors too, shared by all; one with a model of its own sits beside each
+worker, on its device.
 
 Nothing here decides a result: a draft depends on its order alone, so the run ends as on one machine (up to ties between
 floats). Ray passes Python objects between its own processes; use it in a network that you trust, as Ray says itself.
@@ -20,7 +21,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from milr import registry
+from milr.critics import naming
+from milr.critics.base import NOWHERE, Place
 from milr.drafts import Draft, Score, Task, UserError
 from milr.runs.bench import Keeper, Local, Terms, critics_of, outcome_of, search_jobs
 from milr.runs.report import Method
@@ -60,8 +62,8 @@ class RemoteCritic:
 class CriticActor:
     """Judges for all workers; has no model."""
 
-    def __init__(self, name: str) -> None:
-        self.critic = registry.load(registry.find("critic", name)).make(None)
+    def __init__(self, name: str, place: Place) -> None:
+        self.critic = naming.make(name, None, place)
 
     def score(self, images: list[Image], tasks: list[Task]) -> list[Score]:
         return list(self.critic.score(images, tasks))
@@ -70,7 +72,9 @@ class CriticActor:
 class Worker:
     """A model on one device, and the searches that it does side by side."""
 
-    def __init__(self, model: str, device: str, dtype: str, batch: int, critics: Mapping[str, Any]) -> None:
+    def __init__(
+        self, model: str, device: str, dtype: str, batch: int, critics: Mapping[str, Any], place: Place = NOWHERE
+    ) -> None:
         import torch
 
         from milr.backbones import load
@@ -78,7 +82,7 @@ class Worker:
         if not torch.cuda.is_available():
             torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))  # as many workers as cores
         self.backbone = load(model, device=device, dtype=dtype)
-        self.batch = batch
+        self.batch, self.place = batch, place
         self.critics: dict[str, Any] = {name: RemoteCritic(name, actor) for name, actor in critics.items()}
         self.jobs: queue.Queue[Job | None] = queue.Queue()
         self.said: queue.Queue[tuple[str, Any] | None] = queue.Queue()
@@ -121,7 +125,7 @@ class Worker:
                 drafts.clear()
 
         try:
-            critic, *held_out = critics_of(terms, self.backbone, self.critics)
+            critic, *held_out = critics_of(terms, self.backbone, self.critics, self.place)
             jobs = iter(self.jobs.get, None)
             for trajectory in search_jobs(self.backbone, critic, held_out, method, terms, jobs, self.batch, hear):
                 self._say("outcome", outcome_of(method, trajectory))
@@ -161,11 +165,13 @@ class Cluster:
         batch: int = 32,
         workers: int | None = None,
         address: str | None = None,
+        place: Place = NOWHERE,
     ) -> None:
         """Join the cluster at `address` (None: the one of RAY_ADDRESS or one that runs here, 'local': a new one on
         this machine), and start `workers` of them (None: one a GPU, else one a CPU)."""
         self.ray = _ray()
         self.model, self.device, self.dtype, self.batch = model, device, dtype, batch
+        self.place = replace(place, folder=None)  # a folder of this machine is not there on another
         if not self.ray.is_initialized():
             self.ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
         resources = self.ray.cluster_resources()
@@ -174,9 +180,9 @@ class Cluster:
         count = workers or gpus or int(resources.get("CPU", 1))
         critic = self.ray.remote(CriticActor)
         self.critics = {
-            name: critic.options(num_cpus=0, max_restarts=-1, max_task_retries=-1).remote(name)
+            name: critic.options(num_cpus=0, max_restarts=-1, max_task_retries=-1).remote(name, self.place)
             for name in terms.critics
-            if not getattr(registry.load(registry.find("critic", name)), "NEEDS_BACKBONE", True)
+            if naming.stands_alone(name)
         }
         self.losses_left = LOSSES * count
         self.slots = [_Slot(self._hire()) for _ in range(count)]
@@ -270,7 +276,7 @@ class Cluster:
 
     def _hire(self) -> Any:
         worker = self.ray.remote(Worker).options(max_concurrency=4, **self.each)
-        return worker.remote(self.model, self.device, self.dtype, self.batch, self.critics)
+        return worker.remote(self.model, self.device, self.dtype, self.batch, self.critics, self.place)
 
     @staticmethod
     def _check(known: Mapping[str, str], other: Mapping[str, str]) -> None:

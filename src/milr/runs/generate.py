@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from milr import registry
+from milr.critics import naming
+from milr.critics.base import NOWHERE, Place
 from milr.drafts import Draft, Score, Task, Trajectory, UserError
 from milr.runs.output import Folder, claim
 from milr.runs.record import to_record
@@ -59,8 +61,8 @@ class Plan:
     search: Callable[..., Any]
     settings: Any
     preset: str | None
-    reward: Critic | registry.Part | None
-    held_out: tuple[Critic | registry.Part, ...]
+    reward: Critic | naming.Named | None
+    held_out: tuple[Critic | naming.Named, ...]
 
 
 @dataclass(frozen=True)
@@ -197,15 +199,15 @@ def prepare(request: Request) -> Plan:
     """Check every name and number, and import the search. UserError says what to put right. No model is loaded."""
     check_numbers(request)
     search = registry.find("search", request.search)
-    reward = None if request.reward is None else _critic(request.reward)
-    held_out = tuple(_critic(critic) for critic in request.held_out)
+    reward = None if request.reward is None else _named(request.reward)
+    held_out = tuple(_named(critic) for critic in request.held_out)
     names = [critic.name for critic in held_out]
     if reward is not None and reward.name in names:
         raise UserError(f"'{reward.name}' is the reward, so it cannot be held out; name another critic.")
     if len(set(names)) < len(names):
         raise UserError("A held-out critic is named twice; name each once.")
 
-    from milr.searches.settings import find_preset, preset_name, settings_from
+    from milr.settings import find_preset, preset_name, settings_from
 
     module = registry.load(search)
     chosen = None if request.preset is None else find_preset(module.PRESETS, request.preset)
@@ -254,6 +256,7 @@ def run(
     folders: Mapping[str, Folder],
     on_event: Callable[[Event], None] | None = None,
     on_note: Callable[[str], None] = lambda note: None,
+    place: Place = NOWHERE,
 ) -> Iterator[Result]:
     """Search every task and yield the results as they are done; drafts go to the task's folder as they are scored.
 
@@ -281,8 +284,8 @@ def run(
         return result
 
     request = plan.request
-    held_out = [_make(critic, backbone) for critic in plan.held_out]
-    for critic, notes, judged in _critics_for(backbone, plan, tasks):
+    held_out = [_make(critic, backbone, place) for critic in plan.held_out]
+    for critic, notes, judged in _critics_for(backbone, plan, tasks, place):
         for note in dict.fromkeys(note for task in judged for note in notes[task.id]):
             on_note(note)
         try:
@@ -310,12 +313,12 @@ def run(
 Judged = tuple["Critic", dict[str, tuple[str, ...]], list[Task]]
 
 
-def _critics_for(backbone: Backbone, plan: Plan, tasks: Sequence[Task]) -> list[Judged]:
+def _critics_for(backbone: Backbone, plan: Plan, tasks: Sequence[Task], place: Place) -> list[Judged]:
     """Which critic judges which tasks: the chosen one, or `self` where that one cannot say anything of the prompt."""
     chosen = plan.reward
     if chosen is None:
-        chosen = registry.find("critic", "scene" if backbone.info.name == LAB else FALLBACK_CRITIC)
-    critic = _make(chosen, backbone)
+        chosen = naming.find("scene" if backbone.info.name == LAB else FALLBACK_CRITIC)
+    critic = _make(chosen, backbone, place)
     why_not = getattr(critic, "why_not", None)
     reasons = {task.id: why_not(task.prompt) if why_not is not None else None for task in tasks}
     groups: list[Judged] = []
@@ -324,7 +327,7 @@ def _critics_for(backbone: Backbone, plan: Plan, tasks: Sequence[Task]) -> list[
         groups.append((critic, {task.id: () for task in judged}, judged))
     others = [task for task in tasks if reasons[task.id] is not None]
     if others:
-        fallback = _make(registry.find("critic", FALLBACK_CRITIC), backbone)
+        fallback = naming.make(FALLBACK_CRITIC, backbone)
         notes = {task.id: _fallback_notes(critic.name, str(reasons[task.id]), backbone) for task in others}
         groups.append((fallback, notes, others))
     return groups
@@ -346,15 +349,17 @@ def _fallback_notes(critic: str, reason: str, backbone: Backbone) -> tuple[str, 
     )
 
 
-def _critic(critic: str | Critic) -> Critic | registry.Part:
-    return registry.find("critic", critic) if isinstance(critic, str) else critic
-
-
-def _make(critic: Critic | registry.Part, backbone: Backbone) -> Critic:
-    if not isinstance(critic, registry.Part):
+def _named(critic: str | Critic) -> Critic | naming.Named:
+    """A critic by name, with settings that are checked; an object as it is."""
+    if not isinstance(critic, str):
         return critic
-    made: Critic = registry.load(critic).make(backbone)
-    return made
+    named = naming.find(critic)
+    naming.settings_of(named)
+    return named
+
+
+def _make(critic: Critic | naming.Named, backbone: Backbone, place: Place) -> Critic:
+    return naming.make(critic, backbone, place) if isinstance(critic, naming.Named) else critic
 
 
 def check_numbers(request: Request) -> None:

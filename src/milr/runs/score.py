@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from milr.critics.base import judge
 from milr.drafts import Task, UserError
 from milr.runs.journal import image_file
 from milr.runs.output import write_atomically
 from milr.runs.reading import Reading
-from milr.searches.driver import judge
 from milr.statistics import clustered_share, mean_interval
 
 if TYPE_CHECKING:

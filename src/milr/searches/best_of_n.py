@@ -11,7 +11,7 @@ from typing import Literal
 from milr.drafts import Ask, Forced, Greedy, Sample
 from milr.searches.base import Problem, Search, whole_text
 from milr.searches.choice import most_credible
-from milr.searches.settings import check, setting
+from milr.settings import check, setting
 
 NAME = "best-of-n"
 SUMMARY = "Draw again and again, keep the best (greedy or sampled reasoning)"

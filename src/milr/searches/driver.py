@@ -20,18 +20,17 @@ from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack
 import numpy as np
 
 from milr.backbones.base import Backbone
-from milr.critics.base import Critic
+from milr.critics.base import Critic, judge
 from milr.drafts import Draft, Drawn, Order, Score, Task, Trajectory, UserError
 from milr.searches.base import Problem, Search
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
+    pass
 
 Settings = TypeVar("Settings")
 
 MAX_BUDGET = 100_000
 ABSTENTIONS_IN_A_ROW = 10  # then the critic is taken to be out of order, and the search ends with its reason
-ROUNDING = 1e-6  # a reward may leave [0, 1] by this much (float32 averages do)
 
 Key = tuple[str, int]  # task id, seed index: names one search within a run
 
@@ -417,49 +416,6 @@ def _abstentions(drafts: Sequence[Draft]) -> int:
             break
         count += 1
     return count
-
-
-# --- Judging ------------------------------------------------------------------------------------------------
-
-
-def judge(critic: Critic, images: Sequence[Image], tasks: Sequence[Task]) -> list[Score]:
-    """Scores of a critic that may fail: whatever is not a number in [0, 1] becomes an abstention with its
-    reason.
-
-    When a whole batch fails, each image is tried alone, so that one bad image does not cost its neighbours
-    their score (and a draft's score does not depend on its batch).
-    """
-    if not images:
-        return []
-    try:
-        scores = critic.score(images, tasks)
-    except Exception as error:  # foreign code: whatever goes wrong in it is an abstention
-        if len(images) > 1:
-            pairs = zip(images, tasks, strict=True)
-            return [judge(critic, [image], [task])[0] for image, task in pairs]
-        return [Score(None, reason=f"critic '{critic.name}' failed: {type(error).__name__}: {error}")]
-    if not isinstance(scores, Sequence) or len(scores) != len(images):
-        given = len(scores) if isinstance(scores, Sequence) else f"{scores!r} as"
-        raise UserError(
-            f"Critic '{critic.name}' gave {given} scores for {len(images)} images. "
-            "This is a bug of the critic; report it to its author."
-        )
-    return [_sound(score, critic.name) for score in scores]
-
-
-def _sound(score: object, critic_name: str) -> Score:
-    """The score itself, or an abstention that says why it is none."""
-    if not isinstance(score, Score):
-        return Score(None, reason=f"critic '{critic_name}' gave {score!r} instead of a Score")
-    if score.value is None:
-        return Score(None, score.checks, score.reason or f"critic '{critic_name}' abstained without a reason")
-    try:
-        value = float(score.value)  # also takes numpy and torch scalars
-    except (TypeError, ValueError):
-        value = math.nan
-    if not -ROUNDING <= value <= 1 + ROUNDING:  # False for NaN
-        return Score(None, score.checks, f"critic '{critic_name}' gave the reward {score.value!r}, not in [0, 1]")
-    return Score(min(1.0, max(0.0, value)), score.checks, score.reason)
 
 
 # --- Small things -------------------------------------------------------------------------------------------

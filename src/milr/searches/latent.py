@@ -28,7 +28,7 @@ from torch import Tensor
 from milr.backbones.decoding import choose
 from milr.drafts import Ask, Choice, Draft, Drawn, Forced, Greedy, Latents, Sample
 from milr.searches.base import Problem, Search, whole_text
-from milr.searches.settings import check, setting
+from milr.settings import check, setting
 
 NAME = "milr"
 SUMMARY = "MILR: policy gradient on the latents of the first text and image tokens (arXiv 2509.22761)"

@@ -42,7 +42,7 @@ from torch import Tensor
 from milr.drafts import Ask, Draft, Forced, Greedy, Sample
 from milr.searches.base import Problem, Search, whole_text
 from milr.searches.choice import most_credible
-from milr.searches.settings import check, setting
+from milr.settings import check, setting
 
 NAME = "repair"
 SUMMARY = "Change the choice that best explains the failure: another word of the reasoning, or a wrong place redrawn"

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from milr.drafts import Ask, Greedy, Sample
 from milr.searches.base import Problem, Search
-from milr.searches.settings import check, setting
+from milr.settings import check, setting
 
 NAME = "single"
 SUMMARY = "One draft, no search: greedy reasoning, sampled image"

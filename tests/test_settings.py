@@ -11,7 +11,7 @@ import pytest
 from milr.drafts import UserError
 from milr.searches.best_of_n import BestOfN
 from milr.searches.latent import PRESETS, Milr
-from milr.searches.settings import find_preset, options, preset_name, settings_from
+from milr.settings import find_preset, options, preset_name, settings_from
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,114 @@
+"""How a critic is asked for: NAME, NAME:WORD, NAME,SETTING=VALUE,..., mix:0.5*A+0.5*B, or the address of a service.
+
+    geneval                                  as it is
+    judge:wise,model=gpt-4o                  the word after a colon is the value of the setting that the critic TAKES
+    mix:0.5*geneval+0.5*[clip,dtype=float32] a formula of critics; those with settings stand in brackets
+    http://127.0.0.1:9000                    a critic that runs elsewhere ('milr critic serve')
+
+The text is the critic's name in every result, so two results under one name mean the same thing. Addresses and keys
+that a user must not see in a result belong into environment variables, which settings name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from milr import registry
+from milr.critics.base import NOWHERE, Critic, Place
+from milr.drafts import UserError
+
+if TYPE_CHECKING:
+    from milr.backbones.base import Backbone
+
+SERVICE = "service"  # the critic that an address means
+
+
+@dataclass(frozen=True)
+class Named:
+    """A critic as a user asked for it: its part is there; its settings are text that nobody has checked yet."""
+
+    text: str
+    part: registry.Part
+    settings: Mapping[str, str]
+
+    @property
+    def name(self) -> str:
+        return self.text
+
+
+def find(text: str) -> Named:
+    """The part and the settings that a text names. Raises UserError; imports nothing."""
+    text = text.strip()
+    if re.match(r"https?://", text):
+        return Named(text, registry.find("critic", SERVICE), {"url": text})
+    head, *pairs = split_outside_brackets(text, ",")
+    name, colon, word = head.partition(":")
+    part = registry.find("critic", name)
+    settings: dict[str, str] = {}
+    if part.takes == "formula":  # the rest is one formula, commas and all
+        word, pairs = text.partition(":")[2], []
+    if colon and part.takes is None:
+        raise UserError(f"The critic '{name}' takes no word after a colon; write {name},SETTING=VALUE for a setting.")
+    if colon and part.takes is not None:
+        settings[part.takes] = word
+    for pair in pairs:
+        setting, equals, value = pair.partition("=")
+        if not equals or not setting.strip():
+            raise UserError(f"'{registry.shorten(pair)}' in '{registry.shorten(text)}' is not SETTING=VALUE.")
+        settings[setting.strip()] = value.strip()
+    return Named(text, part, settings)
+
+
+def settings_of(named: Named) -> Any:
+    """The checked settings of a critic, None for one that has none. Imports the critic's file, but no model."""
+    from milr.settings import settings_from
+
+    module = registry.load(named.part)
+    kind = getattr(module, "SETTINGS", None)
+    if kind is not None:
+        return settings_from(kind, None, named.settings)
+    if named.settings:
+        raise UserError(f"The critic '{named.part.name}' has no settings; write just its name.")
+    return None
+
+
+def make(critic: str | Named, backbone: Backbone | None, place: Place = NOWHERE) -> Critic:
+    """The critic, loaded and told where it works. Raises UserError for whatever the user can put right."""
+    named = find(critic) if isinstance(critic, str) else critic
+    settings = settings_of(named)
+    module = registry.load(named.part)
+    made: Critic = module.make(backbone) if settings is None else module.make(backbone, settings)
+    if named.settings:  # then the part's own name does not say which critic this is
+        made.name = named.text
+    settle = getattr(made, "settle", None)
+    if settle is not None:
+        settle(place)
+    return made
+
+
+def stands_alone(critic: str | Named) -> bool:
+    """Whether a critic needs no model at all: neither the one that draws (`self`) nor one of its own."""
+    named = find(critic) if isinstance(critic, str) else critic
+    module = registry.load(named.part)
+    components = getattr(module, "components", None)
+    if components is not None:  # a mix is as needy as its parts
+        return all(stands_alone(one) for one in components(settings_of(named)))
+    return not getattr(module, "NEEDS_BACKBONE", True) and not getattr(module, "MODELS", None)
+
+
+def split_outside_brackets(text: str, sign: str) -> list[str]:
+    """`text.split(sign)`, but not inside () or []. Raises UserError where brackets do not match."""
+    found, depth, start = [], 0, 0
+    for position, letter in enumerate(text):
+        depth += (letter in "([") - (letter in ")]")
+        if depth < 0:
+            break
+        if letter == sign and depth == 0:
+            found.append(text[start:position])
+            start = position + 1
+    if depth != 0:
+        raise UserError(f"The brackets in '{registry.shorten(text)}' do not match.")
+    return [*found, text[start:]]

@@ -1,0 +1,101 @@
+import pytest
+
+from milr.critics import mix, naming
+from milr.critics.base import Place
+from milr.drafts import Check, Score, Task, UserError
+
+
+class Says:
+    """A critic that always says this."""
+
+    def __init__(self, name, *values):
+        self.name, self.values, self.places = name, values, []
+
+    def score(self, images, tasks):
+        return [Score(value, (Check(f"{self.name} checked", value == 1),), "as told") for value in self.values]
+
+    def settle(self, place):
+        self.places.append(place)
+
+
+def test_a_plain_name_a_formula_and_an_address():
+    assert naming.find(" scene ").text == "scene"
+    assert naming.find("mix:0.5*scene+0.5*self").settings == {"formula": "0.5*scene+0.5*self"}
+    assert naming.find("mix:min(scene,self)").settings == {"formula": "min(scene,self)"}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("scen", "Did you mean 'scene'"),
+        ("scene:x", "takes no word after a colon"),
+        ("scene,a=1", "has no settings"),
+        ("scene,a", "is not SETTING=VALUE"),
+        ("mix:0.5*[scene+self", "brackets in .* do not match"),
+        ("mix", "no formula"),
+        ("mix:", "no formula"),
+        ("mix:scene", "is no formula of critics"),
+        ("mix:min(scene)", "takes two or more"),
+        ("mix:0.5*scene+x*self", "'x' in .* is no number"),
+        ("mix:nan*scene+1*self", "is no number"),
+        ("mix:0*scene+0*self", "must be positive"),
+        ("mix:2*scene+-1*self", "must be positive"),
+        ("mix:0.5*scene+0.5*slef", "Did you mean 'self'"),
+        ("mix:gate(scene,self)", "is no gate"),
+        ("mix:gate(scene>=2,self)", "bar of a gate"),
+        ("mix:0.5*[scene,a=1]+0.5*self", "has no settings"),
+    ],
+)
+def test_wrong_names_say_what_to_write(text, message):
+    with pytest.raises(UserError, match=message):
+        naming.make(text, None)
+
+
+@pytest.mark.parametrize(
+    ("formula", "values", "expected"),
+    [
+        ("1*scene+3*self", (1.0, 0.2), 0.4),
+        ("scene+self", (1.0, 0.2), 0.6),
+        ("0.2*scene+0.3*self+0.5*noise", (1.0, 0.0, 0.5), 0.45),
+        ("min(scene,self)", (0.7, 0.2), 0.2),
+        ("product(scene,self,noise)", (0.5, 0.5, 0.2), 0.05),
+        ("gate(scene>=0.5,self)", (0.4, 1.0), 0.4),
+        ("gate(scene>=0.5,self)", (0.5, 0.4), 0.7),
+        ("gate(scene>=0.5,self)", (1.0, 1.0), 1.0),
+    ],
+)
+def test_worked_mixes(formula, values, expected):
+    read = mix.read(formula)
+    critic = mix.MixCritic(read, [Says(name, value) for name, value in zip(read.parts, values, strict=True)])
+    (score,) = critic.score(["image"], [Task("a fox")])
+    assert score.value == pytest.approx(expected)
+    assert len(score.checks) == len(values)
+
+
+def test_a_part_that_abstains_fails_or_says_nan_makes_the_mix_abstain():
+    class Broken(Says):
+        def score(self, images, tasks):
+            raise RuntimeError("no network")
+
+    read = mix.read("scene+self")
+    for part in (Says("self", None), Says("self", float("nan")), Broken("self")):
+        (score,) = mix.MixCritic(read, [Says("scene", 1.0), part]).score(["image"], [Task("a fox")])
+        assert score.value is None
+        assert "self" in score.reason
+
+
+def test_every_part_is_told_where_it_works(tmp_path):
+    part = Says("self", 1.0)
+    mix.MixCritic(mix.read("scene+self"), [Says("scene", 1.0), part]).settle(Place(tmp_path, 2.0))
+    assert part.places == [Place(tmp_path, 2.0)]
+
+
+def test_only_a_mix_without_models_stands_alone():
+    assert naming.stands_alone("mix:0.5*scene+0.5*scene-lite")
+    assert not naming.stands_alone("mix:0.5*scene+0.5*self")
+
+
+def test_the_name_of_a_critic_is_what_was_asked_for():
+    critic = naming.make("mix:0.5*scene+0.5*scene-lite", None)
+    assert critic.name == "mix:0.5*scene+0.5*scene-lite"
+    assert critic.why_not("the Eiffel tower at night")
