@@ -273,6 +273,14 @@ def _check_categories(chosen: Iterable[str] | None, there: Sequence[str]) -> Non
             )
 
 
+def _batch(text: str) -> int | None:
+    if text == "auto":
+        return None
+    if not text.isdecimal() or not 1 <= int(text) <= 4096:
+        raise UserError(f"--batch is auto or a whole number from 1 to 4096, not '{_line(text, 60)}'.")
+    return int(text)
+
+
 def _check_model(model: str) -> None:
     """Find a wrong name before torch is imported. Hub ids and folders are the loader's business."""
     from milr import registry
@@ -372,9 +380,7 @@ def bench(
     ] = None,
     limit: Annotated[
         int | None,
-        typer.Option(
-            min=1, max=100_000, help="Prompts, evenly over the categories.", show_default="300; fixed sets: all"
-        ),
+        typer.Option(min=1, max=100_000, help="Prompts, evenly over the categories.", show_default="all of the set"),
     ] = None,
     data: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Your copy of the prompts (wise), your own, or a pack (custom).")
@@ -382,7 +388,9 @@ def bench(
     category: Annotated[
         list[str] | None, typer.Option(help="Only this category; repeatable.", show_default="all, in turn")
     ] = None,
-    prompt_seed: Annotated[int, typer.Option(help="Seed of the prompts.")] = 7,
+    prompt_seed: Annotated[
+        int | None, typer.Option(help="Fresh prompts of this seed.", show_default="scenes: the fixed 600")
+    ] = None,
     seeds: Annotated[int, typer.Option(min=1, max=1000, help="Searches of each prompt.")] = 1,
     seed: Annotated[int, typer.Option(help="Seed of the searches.")] = 0,
     budget: Annotated[int, typer.Option(min=1, max=10_000, help="Reward calls of each search.")] = 20,
@@ -399,7 +407,9 @@ def bench(
         ),
     ] = None,
     threshold: Annotated[float, typer.Option(help="A search stops, and counts as solved, at this reward.")] = 1.0,
-    batch: Annotated[int, typer.Option(min=1, max=4096, help="Searches side by side; changes no result.")] = 32,
+    batch: Annotated[
+        str, typer.Option(help="Searches side by side; changes no result. auto: what the model draws at once.")
+    ] = "auto",
     recipe: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Run a table or figure of the paper (recipes/*.yaml); one folder a run."),
@@ -452,7 +462,7 @@ def bench(
     _check_model(model)
     if executor not in ("local", "ray"):
         raise UserError(f"Unknown executor '{_line(executor, 60)}'; it is local or ray.")
-    machine = _Machine(model, device, dtype, batch, executor, workers, address, max_judge_cost)
+    machine = _Machine(model, device, dtype, _batch(batch), executor, workers, address, max_judge_cost)
     benches = [_Bench(run, data, out / run.name, max_abstain, about) for run in chosen]  # all is checked before a load
     console = _progress_console()
     if force_new:
@@ -472,7 +482,7 @@ class _Machine:
     model: str
     device: str
     dtype: str
-    batch: int
+    batch: int | None
     executor: str
     workers: int | None
     address: str | None
@@ -623,7 +633,7 @@ def score(
     judges = [naming.find(name) for name in critic or [part.REWARD]]
     for one in judges:
         naming.settings_of(one)
-    pictures = find_pictures(folder, layout, _tasks_of(benchmark, None, 0, None, data))
+    pictures = find_pictures(folder, layout, _tasks_of(benchmark, None, None, None, data))
     _check_model(model)
     from milr.backbones import load
 
@@ -668,7 +678,7 @@ def export(
 
 
 def _tasks_of(
-    benchmark: str, limit: int | None, prompt_seed: int, category: list[str] | None, data: Path | None
+    benchmark: str, limit: int | None, prompt_seed: int | None, category: list[str] | None, data: Path | None
 ) -> Sequence[Task]:
     """The prompts that the options choose. `milr.benchmarks.base` says what a benchmark may offer."""
     from milr import registry
@@ -681,9 +691,12 @@ def _tasks_of(
         _check_categories(category, prompts.CATEGORIES)
     elif category and not takes_data:
         raise UserError(f"The benchmark '{benchmark}' has no categories; leave --category out.")
-    count = limit if limit is not None or getattr(prompts, "FIXED", takes_data) else 300
+    is_fixed = getattr(prompts, "FIXED", takes_data)
     found: Sequence[Task] = prompts.tasks(
-        count, prompt_seed, *([tuple(category)] if category else ()), **({"data": data} if takes_data else {})
+        limit if limit is not None or is_fixed else 300,
+        prompt_seed if prompt_seed is not None or is_fixed else 0,
+        *([tuple(category)] if category else ()),
+        **({"data": data} if takes_data else {}),
     )
     if not found:
         raise UserError(f"No prompt of '{benchmark}' is left; ask for other categories.")

@@ -4,7 +4,7 @@ import pytest
 
 from milr import registry
 from milr.drafts import UserError
-from milr.runs.bench import METHODS, Terms, bench, choose_methods
+from milr.runs.bench import METHODS, Local, Terms, bench, choose_methods
 from milr.runs.report import CALLS, Method, to_markdown
 from runs_toy import install_redness
 from toy_milr.backbone import ToyBackbone
@@ -112,3 +112,44 @@ def test_a_name_means_one_thing_in_a_journal(redness, tmp_path):
     run(tmp_path, methods=(Method("m", "best-of-n"),), n=2)
     with pytest.raises(UserError, match="give it another LABEL="):
         run(tmp_path, methods=(Method("m", "best-of-n", None, (("image_temperature", "0.5"),)),), n=2)
+
+
+def test_out_of_memory_halves_the_batch_and_changes_no_result(tmp_path, monkeypatch):
+    """With the embedded model itself: its engine runs out of memory at more than three drafts at once."""
+    import torch
+
+    import milr
+    from milr.benchmarks.scenes import tasks as scenes
+    from milr.runs.reading import read_run
+
+    lab = milr.load("lab")
+    terms, methods = Terms(budget=3), choose_methods(["repair", "milr:paper"])
+    bench(lab, scenes(8), tmp_path / "enough", terms, methods=methods)
+    real, sizes = lab._draw_batch, []
+
+    def small_memory(orders):
+        sizes.append(len(orders))
+        if len(orders) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(orders)
+
+    monkeypatch.setattr(lab, "_draw_batch", small_memory)
+    bench(lab, scenes(8), tmp_path / "little", terms, methods=methods)
+    assert max(sizes) == 8
+    assert lab.max_batch <= 3
+    enough, little = (
+        {
+            key: (end.outcome.rewards, end.outcome.tokens, end.outcome.returned, end.returned_image)
+            for key, end in read_run(tmp_path / name).ends.items()
+        }
+        for name in ("enough", "little")
+    )
+    assert enough == little
+
+
+def test_auto_batch_is_what_the_model_draws_at_once(redness):
+    backbone = ToyBackbone()
+    assert Local(backbone).batch == 32
+    backbone.max_batch = 5
+    assert Local(backbone).batch == 5
+    assert Local(backbone, 7).batch == 7

@@ -1,8 +1,8 @@
 """What benchmarks share. A benchmark is a module with NAME, SUMMARY and `tasks(count, seed, categories)`.
 
-Optional, and read by `milr bench`: CATEGORIES (their names), FIXED (True: the prompts are what they are, and a count of
-None means all), REWARD (the critic that fits), `overall(by_category)` (the benchmark's own score out of the means of
-its categories), DATA_HELP (what file the user must bring; `tasks` then takes `data`, and None for all).
+Optional, and read by `milr bench`: CATEGORIES (their names), FIXED (True: there is a fixed set; a count of None means
+all of it, a seed of None the set itself), REWARD (the critic that fits), `overall(by_category)` (the benchmark's own
+score out of the means of its categories), DATA_HELP (what file the user must bring; `tasks` then takes `data`).
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ LONGEST = 4000  # characters of a prompt; what `milr generate` takes, too
 
 
 def tasks(
-    count: int | None = None, seed: int = 0, categories: tuple[str, ...] = (), *, data: Path | None = None
+    count: int | None = None, seed: int | None = None, categories: tuple[str, ...] = (), *, data: Path | None = None
 ) -> list[Task]:
     """The prompts of a file or pack, or `count` of them, evenly over their categories (none given: all).
 

@@ -25,7 +25,7 @@ DATA = Path(__file__).parent / "data" / "geneval"
 __all__ = ["Verdict", "check", "overall", "tasks"]
 
 
-def tasks(count: int | None = None, seed: int = 0, categories: tuple[str, ...] = CATEGORIES) -> list[Task]:
+def tasks(count: int | None = None, seed: int | None = None, categories: tuple[str, ...] = CATEGORIES) -> list[Task]:
     """All prompts, or `count` of them, spread evenly over the categories; ids are 'geneval-<number in the file>'.
 
     `seed` changes nothing: the prompts are fixed. `metadata` is the benchmark's own line.

@@ -20,7 +20,7 @@ REWARD = "t2i-compbench"
 DATA = Path(__file__).parent / "data" / "t2i-compbench"
 
 
-def tasks(count: int | None = None, seed: int = 0, categories: tuple[str, ...] = CATEGORIES) -> list[Task]:
+def tasks(count: int | None = None, seed: int | None = None, categories: tuple[str, ...] = CATEGORIES) -> list[Task]:
     """All prompts, or `count` of them, spread evenly over the categories; ids are 'compbench-<category>-<line>'.
 
     `seed` changes nothing: the prompts are fixed. `metadata` says what is asked: `relation` [first, name, second],

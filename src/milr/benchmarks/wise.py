@@ -28,7 +28,11 @@ BEST = 2
 
 
 def tasks(
-    count: int | None = None, seed: int = 0, categories: tuple[str, ...] = CATEGORIES, *, data: Path | None = None
+    count: int | None = None,
+    seed: int | None = None,
+    categories: tuple[str, ...] = CATEGORIES,
+    *,
+    data: Path | None = None,
 ) -> list[Task]:
     """The prompts in the user's copy, or `count` of them, evenly over the categories; ids are 'wise-<prompt_id>'.
 

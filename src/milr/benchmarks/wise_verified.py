@@ -17,7 +17,11 @@ FIRST_IDS = (1, 401, 521, 641, 761, 881)
 
 
 def tasks(
-    count: int | None = None, seed: int = 0, categories: tuple[str, ...] = CATEGORIES, *, data: Path | None = None
+    count: int | None = None,
+    seed: int | None = None,
+    categories: tuple[str, ...] = CATEGORIES,
+    *,
+    data: Path | None = None,
 ) -> list[Task]:
     """As `wise.tasks`, from the verified files; ids are 'wise-verified-<prompt_id>'."""
     return read_tasks(NAME, data, FIRST_IDS, count, categories)

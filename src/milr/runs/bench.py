@@ -27,7 +27,7 @@ from milr.runs.record import fingerprint, versions
 from milr.runs.report import BASELINE, MAX_ABSTAIN, Method, curves, to_markdown
 from milr.searches.driver import DraftScored, Event, Interrupted, Job, RoundEnded, check_tasks, drive_jobs
 
-SEARCHES_AT_ONCE = 32
+SEARCHES_AT_ONCE = 32  # where a backbone does not say how much it draws in one batch
 
 METHODS = (
     Method("single", "single"),
@@ -87,10 +87,11 @@ class Executor(Protocol):
 
 
 class Local:
-    """Draws in this process, `batch` searches side by side."""
+    """Draws in this process, `batch` searches side by side (None: as many as the model draws in one batch)."""
 
-    def __init__(self, backbone: Backbone, batch: int = SEARCHES_AT_ONCE, place: Place = NOWHERE) -> None:
-        self.backbone, self.batch, self.place = backbone, batch, place
+    def __init__(self, backbone: Backbone, batch: int | None = None, place: Place = NOWHERE) -> None:
+        self.backbone, self.place = backbone, place
+        self.batch = batch or searches_at_once(backbone)
         self.critics: dict[str, Critic] = {}
 
     def identity(self) -> Mapping[str, str]:
@@ -110,6 +111,11 @@ class Local:
                     keeper.keep(outcome_of(method, trajectory))
             keeper.sync()
             raise
+
+
+def searches_at_once(backbone: Backbone) -> int:
+    """As many searches as the model draws in one batch by its own count of the memory (fewer would leave it idle)."""
+    return int(getattr(backbone, "max_batch", SEARCHES_AT_ONCE))
 
 
 def critics_of(terms: Terms, backbone: Backbone, made: dict[str, Critic], place: Place = NOWHERE) -> list[Critic]:
@@ -156,7 +162,7 @@ def bench(
     *,
     methods: Sequence[Method] = METHODS,
     baseline: str = BASELINE,
-    batch: int = SEARCHES_AT_ONCE,
+    batch: int | None = None,
     max_abstain: float = MAX_ABSTAIN,
     about: Mapping[str, Any] | None = None,
     tell: Callable[[Progress], None] | None = None,
@@ -164,8 +170,8 @@ def bench(
     """Run what the journal in `folder` lacks, then write and return the report (report.json, report.md, curves.svg).
 
     Args:
-        executor: who draws; a backbone draws in this process, `batch` searches side by side (no result depends on
-            how many, but for ties between floats).
+        executor: who draws; a backbone draws in this process, `batch` searches side by side (None: see `Local`; no
+            result depends on how many, but for ties between floats).
         baseline: name of the method that the others are paired with, prompt by prompt.
         max_abstain: see `make_report`.
         about: what else belongs in the report: `benchmark` (its own score is then given), seeds of the prompts.

@@ -24,7 +24,16 @@ from typing import TYPE_CHECKING, Any
 from milr.critics import naming
 from milr.critics.base import NOWHERE, Place
 from milr.drafts import Draft, Score, Task, UserError
-from milr.runs.bench import Keeper, Local, Terms, critics_of, outcome_of, search_jobs
+from milr.runs.bench import (
+    SEARCHES_AT_ONCE,
+    Keeper,
+    Local,
+    Terms,
+    critics_of,
+    outcome_of,
+    search_jobs,
+    searches_at_once,
+)
 from milr.runs.report import Method
 from milr.searches.driver import DraftScored, Event, Job, RoundEnded
 
@@ -73,7 +82,7 @@ class Worker:
     """A model on one device, and the searches that it does side by side."""
 
     def __init__(
-        self, model: str, device: str, dtype: str, batch: int, critics: Mapping[str, Any], place: Place = NOWHERE
+        self, model: str, device: str, dtype: str, batch: int | None, critics: Mapping[str, Any], place: Place = NOWHERE
     ) -> None:
         import torch
 
@@ -82,7 +91,7 @@ class Worker:
         if not torch.cuda.is_available():
             torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))  # as many workers as cores
         self.backbone = load(model, device=device, dtype=dtype)
-        self.batch, self.place = batch, place
+        self.batch, self.place = batch or searches_at_once(self.backbone), place
         self.critics: dict[str, Any] = {name: RemoteCritic(name, actor) for name, actor in critics.items()}
         self.jobs: queue.Queue[Job | None] = queue.Queue()
         self.said: queue.Queue[tuple[str, Any] | None] = queue.Queue()
@@ -162,7 +171,7 @@ class Cluster:
         *,
         device: str = "auto",
         dtype: str = "auto",
-        batch: int = 32,
+        batch: int | None = None,
         workers: int | None = None,
         address: str | None = None,
         place: Place = NOWHERE,
@@ -237,7 +246,7 @@ class Cluster:
     def _start(self, slot: _Slot, method: Method, terms: Terms, waiting: deque[Job]) -> None:
         if waiting:
             slot.was_told_all = False
-            self._feed(slot, waiting, self.batch)
+            self._feed(slot, waiting, self.batch or SEARCHES_AT_ONCE)
             slot.stream = slot.actor.work.options(num_returns="streaming").remote(method, terms)
 
     def _feed(self, slot: _Slot, waiting: deque[Job], most: int) -> None:

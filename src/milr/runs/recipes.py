@@ -39,7 +39,7 @@ class RecipeRun:
     baseline: str | None = None
     limit: int | None = None
     category: tuple[str, ...] = ()
-    prompt_seed: int = 7
+    prompt_seed: int | None = None
     budget: int = 20
     threshold: float = 1.0
     seed: int = 0
