@@ -242,3 +242,57 @@ def test_bench_refuses_prompts_that_are_not_there(milr, arguments, said):
     assert run.returncode == 2
     assert said in run.stderr
     assert not (milr.folder / "c").exists()
+
+
+def test_a_run_is_reported_exported_and_scored_on_the_command_line(milr):
+    made = milr("bench", "geneval", "--limit", "3", "--budget", "2", *TOY, "--search", "single", "--out", "run")
+    assert made.returncode == 0, made.stderr
+    page = milr("report", "run", "--out", "report.html", "--json")
+    assert page.returncode == 0, page.stderr
+    assert json.loads(page.stdout)["prompts"] == 3
+    assert (milr.folder / "report.html").read_text().startswith("<!doctype html>")
+    assert "| single |" in milr("report", "run", "--markdown").stdout
+    standing = json.loads(milr("runs", "run", "--json").stdout)
+    assert standing["methods"][0]["done"] == 3
+    out = milr("export", "run", "--layout", "geneval", "--out", "pictures")
+    assert (out.returncode, out.stdout) == (0, "written: 3 pictures in pictures\n"), out.stderr
+    scored = milr("score", "pictures", "--benchmark", "geneval", "--critic", "redness", "--critic", "noise",
+                  "--out", "scores.json", "--json")  # fmt: skip
+    assert scored.returncode == 0, scored.stderr
+    found = json.loads(scored.stdout)
+    assert json.loads((milr.folder / "scores.json").read_text()) == found
+    in_run = json.loads((milr.folder / "run" / "report.json").read_text())["searches"]["single"]["optimised"]["reward"]
+    assert math.isclose(found["critics"]["redness"]["score"], in_run)
+    assert found["critics"]["noise"]["n"] == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["score", "nowhere", "--benchmark", "geneval", "--critic", "noise"], "is not a folder"),
+        (["score", ".", "--benchmark", "scenes", "--critic", "noise"], "no layout of its own"),
+        (["score", ".", "--benchmark", "geneval", "--critic", "nose"], "Did you mean 'noise'"),
+        (["export", "nowhere", "--layout", "geneval", "--out", "x"], "is no run of milr"),
+        (["export", "nowhere", "--layout", "genevil", "--out", "x"], "There is no layout"),
+        (["report", "nowhere"], "is no run of milr"),
+        (["runs", "nowhere"], "is no run of milr"),
+        (["bench", "scenes", "--batch", "many", "--out", "x"], "--batch is auto or a whole number"),
+        (["bench", "scenes", "--reward", "mix:scene", "--out", "x"], "is no formula of critics"),
+        (["generate", "a fox", "--held-out", "mix:0.5*scene+0.5*slef"], "Did you mean 'self'"),
+    ],
+)
+def test_wrong_words_to_the_commands_about_runs(milr, arguments, said):
+    run = milr(*arguments)
+    assert run.returncode == 2
+    assert said in run.stderr
+    assert "Traceback" not in run.stderr
+    assert not (milr.folder / "x").exists()
+
+
+def test_doctor_says_what_a_critic_would_fetch(milr):
+    run = milr("doctor", "--critic", "scene", "--critic", "mix:0.5*clip+0.5*self", HF_HUB_CACHE="cache")
+    assert run.returncode == 0, run.stderr
+    assert re.search(r"ok +scene +needs no download", run.stdout)
+    assert re.search(r"mix:\S+ +fetches \d\.\d GB when first used: openai/clip", run.stdout)
+    wrong = milr("doctor", "--critic", "sceen")
+    assert (wrong.returncode, "Did you mean 'scene'" in wrong.stderr) == (2, True)

@@ -2,6 +2,7 @@
 
     python tools/results_page.py                      the pages from docs/data
     python tools/results_page.py out/results          first take what tools/results.sh left there
+    python tools/results_page.py out/recipes          and what 'milr bench --recipe' left in out/recipes/NAME
     python tools/results_page.py --check              exit 1 if a page does not say what its data say
 
 A page says `<!-- table NAME -->`, `<!-- table NAME brief -->` for the first table alone, or `<!-- table NAME held-out
@@ -34,6 +35,10 @@ def take(results: Path) -> None:
         curves = report.with_name("curves.svg")
         if curves.exists():
             (ROOT / "docs" / "images" / f"{report.parent.name}.svg").write_bytes(curves.read_bytes())
+    for report in sorted(results.glob("*/*/report.json")):  # a recipe's folder holds one folder a run
+        recipe, run = report.parts[-3:-1]
+        name = f"recipe-{recipe}" if run == "scenes" else f"recipe-{recipe}-{run}"
+        (DATA / f"{name}.json").write_bytes(report.read_bytes())
     for diagnosis in sorted(results.glob("diagnosis-*.json")):
         (DATA / diagnosis.name).write_bytes(diagnosis.read_bytes())
 

@@ -399,7 +399,10 @@ def bench(
         typer.Option(help="The method that the others are paired with.", show_default="best-of-n, else the first"),
     ] = None,
     model: Annotated[str, typer.Option(help="Model.")] = "lab",
-    reward: Annotated[str, typer.Option(help="Critic that is climbed and that decides.")] = "scene",
+    reward: Annotated[
+        str | None,
+        typer.Option(help="Critic that is climbed and that decides.", show_default="the benchmark's own, else self"),
+    ] = None,
     held_out: Annotated[
         list[str] | None,
         typer.Option(
@@ -444,8 +447,8 @@ def bench(
     if recipe is None:
         chosen = (
             RecipeRun(
-                "", "", benchmark, tuple(search or ()), reward, tuple(held_out or ()), baseline, limit,
-                tuple(category or ()), prompt_seed, budget, threshold, seed, seeds,
+                "", "", benchmark, tuple(search or ()), reward or _reward_of(benchmark), tuple(held_out or ()),
+                baseline, limit, tuple(category or ()), prompt_seed, budget, threshold, seed, seeds,
             ),
         )  # fmt: skip
         about = {}
@@ -677,6 +680,13 @@ def export(
     print(f"written: {count} pictures in {out}")
 
 
+def _reward_of(benchmark: str) -> str:
+    """The critic that fits a benchmark."""
+    from milr import registry
+
+    return str(getattr(registry.load(registry.find("benchmark", benchmark)), "REWARD", "self"))
+
+
 def _tasks_of(
     benchmark: str, limit: int | None, prompt_seed: int | None, category: list[str] | None, data: Path | None
 ) -> Sequence[Task]:
@@ -712,7 +722,8 @@ def list_parts(
         str | None, typer.Argument(help="models, searches, critics or benchmarks.", show_default="all")
     ] = None,
     name: Annotated[
-        str | None, typer.Argument(metavar="SEARCH", help="With 'searches': show the settings of this one.")
+        str | None,
+        typer.Argument(metavar="NAME", help="With 'searches' or 'critics': show the settings of this one."),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -750,24 +761,36 @@ def list_parts(
 def _list_settings(kind: str, name: str) -> None:
     from milr import registry
 
-    if kind != "searches":
-        raise UserError(f"Only searches have settings to list; 'milr list {kind}' shows all {kind}.")
-    module = registry.load(registry.find("search", name))
+    if kind not in ("searches", "critics"):
+        raise UserError(f"Only searches and critics have settings to list; 'milr list {kind}' shows all {kind}.")
+    part = registry.find("search" if kind == "searches" else "critic", name)
+    module = registry.load(part)
     from milr.settings import options
 
-    print(f"settings of {name} (--set NAME=VALUE), with their defaults")
+    if not hasattr(module, "SETTINGS"):
+        print(f"{name} has no settings")
+        return
+    written = "--set NAME=VALUE" if kind == "searches" else f"{name},NAME=VALUE,..."
+    word = f"; {name}:WORD sets {part.takes}" if part.takes else ""
+    print(f"settings of {name} ({written}{word}), with their defaults")
     for option in options(module.SETTINGS):
         choices = f" One of: {', '.join(option.choices)}." if option.choices else ""
         print(f"  {option.name}={option.default}\n      {option.meaning}.{choices}")
 
 
 @app.command()
-def doctor(device: Device = "auto") -> None:
+def doctor(
+    critic: Annotated[
+        list[str] | None,
+        typer.Option(help="Only this critic: are its weights here, how large is the download? Repeatable."),
+    ] = None,
+    device: Device = "auto",
+) -> None:
     """What this installation is and what works in it (exit code 1 if something essential does not)."""
-    from milr.runs.doctor import examine
+    from milr.runs.doctor import examine, examine_critic
 
     section, broken = "", False
-    for finding in examine(device):
+    for finding in [examine_critic(name) for name in critic] if critic else examine(device):
         if finding.section != section:
             section = finding.section
             print(section)

@@ -99,3 +99,10 @@ def test_the_name_of_a_critic_is_what_was_asked_for():
     critic = naming.make("mix:0.5*scene+0.5*scene-lite", None)
     assert critic.name == "mix:0.5*scene+0.5*scene-lite"
     assert critic.why_not("the Eiffel tower at night")
+
+
+def test_the_models_of_a_mix_are_those_of_its_parts():
+    assert naming.models_of("scene") == {}
+    clip = naming.models_of("clip")
+    assert clip
+    assert naming.models_of("mix:0.5*scene+0.5*clip") == clip

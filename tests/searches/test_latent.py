@@ -249,6 +249,24 @@ def test_ratios_are_rounded_as_the_preset_says(
     assert len(image_ask.tokens) == image
 
 
+def test_ratios_of_entropy_take_the_shortest_prefix_that_holds_the_share() -> None:
+    from milr.searches.latent import _prefix
+
+    sure, unsure = [9.0, 0.0], [0.0, 0.0]  # entropies of about 0 and of log 2
+    latents = torch.tensor([sure, unsure, sure, unsure, sure])
+
+    def searched(ratio: float) -> int:
+        return len(_prefix(latents, lambda values: values, ratio, 5, Milr(ratio_of="entropy")))
+
+    assert [searched(ratio) for ratio in (0.0, 0.3, 0.6, 0.9, 1.0)] == [0, 2, 4, 4, 5]
+
+
+def test_ratios_of_entropy_differ_from_prompt_to_prompt() -> None:
+    settings = Milr(ratio_of="entropy", text_ratio=0.5)
+    lengths = {len(run(settings, backbone=Toy(seed), budget=2)[1][0].text) for seed in range(8)}
+    assert len(lengths) > 1
+
+
 def test_nothing_to_search_is_best_of_n_with_greedy_text() -> None:
     from milr.searches.best_of_n import BestOfN, best_of_n
 

@@ -50,6 +50,9 @@ class Toy:
     def answer(self, images: Sequence[Image.Image], questions: Sequence[str]) -> list[float]:
         raise NotImplementedError
 
+    def describe(self, images: Sequence[Image.Image], questions: Sequence[str], max_tokens: int) -> list[str]:
+        raise NotImplementedError
+
     def text_logits(self, latents: Tensor) -> Tensor:
         return latents @ self.heads[0].T
 

@@ -12,7 +12,7 @@ NAME = "wise-verified"
 SUMMARY = "WISE-Verified: 1,000 revised knowledge prompts, right or wrong (from your copy: --data)"
 VERSION = 1
 DATA_HELP = "the folder, or one file, of the verified JSON files in the WISE repository"
-REWARD = "judge"
+REWARD = "judge:wise-verified"
 FIRST_IDS = (1, 401, 521, 641, 761, 881)
 
 

@@ -99,6 +99,16 @@ def stands_alone(critic: str | Named) -> bool:
     return not getattr(module, "NEEDS_BACKBONE", True) and not getattr(module, "MODELS", None)
 
 
+def models_of(critic: str | Named) -> Mapping[str, int]:
+    """Hub repositories that a critic loads by default, with the bytes of their weights; of a mix, those of its parts."""
+    named = find(critic) if isinstance(critic, str) else critic
+    module, settings = registry.load(named.part), settings_of(named)
+    found: dict[str, int] = dict(getattr(module, "MODELS", {}))
+    for one in module.components(settings) if hasattr(module, "components") else ():
+        found.update(models_of(one))
+    return found
+
+
 def split_outside_brackets(text: str, sign: str) -> list[str]:
     """`text.split(sign)`, but not inside () or []. Raises UserError where brackets do not match."""
     found, depth, start = [], 0, 0

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from milr import registry
+from milr import hub, registry
 from milr.drafts import UserError
 from milr.version import __version__
 
@@ -57,6 +57,21 @@ def examine(device: str = "auto") -> Iterator[Finding]:
         for part in registry.parts(kind):
             yield from _part(part)
     yield from _asked("check", "lab", lambda: _draw_once(device), essential=True)
+
+
+def examine_critic(name: str) -> Finding:
+    """One line on a critic: whether its models' weights are in the cache, and how large the download would be."""
+    from milr.critics import naming
+
+    models = naming.models_of(name)
+    if not models:
+        return Finding("critics", name, "needs no download", True)
+    missing = {model: size for model, size in models.items() if hub.cached(model) is None}
+    if not missing:
+        return Finding("critics", name, f"ready: {', '.join(models)} in the cache", True)
+    listed = ", ".join(f"{model} {size / 1e9:.1f} GB" for model, size in missing.items())
+    text = f"fetches {sum(missing.values()) / 1e9:.1f} GB when first used: {listed}"
+    return Finding("critics", name, text, None)
 
 
 def _asked(section: str, subject: str, question: Callable[[], str], essential: bool = False) -> Iterator[Finding]:

@@ -44,6 +44,11 @@ class Milr:
     )
     text_ratio: float = setting(0.2, "share of text tokens searched, lambda_t (paper: 0.2)", low=0, high=1)
     image_ratio: float = setting(0.02, "share of image tokens searched, lambda_v (paper: 0.02)", low=0, high=1)
+    ratio_of: Literal["tokens", "entropy"] = setting(
+        "tokens",
+        "what the ratios are shares of: tokens (paper), or entropy: the shortest prefix that holds this share of all "
+        "that the model was unsure of, so that each prompt has ratios of its own",
+    )
     learning_rate: float = setting(0.03, "step size of Adam, eta (paper: 0.03)", low=0, high=100)
     reward_offset: float = setting(
         0.0,
@@ -97,11 +102,12 @@ def milr(problem: Problem, settings: Milr, watch: Callable[[Latents], None] | No
     text_rest = Greedy() if settings.text_rest == "greedy" else Sample(settings.text_temperature)
 
     # z^0: the latents behind the first tokens of a greedy text and a sampled image.
+    whole = settings.ratio_of == "entropy"  # then all latents are needed to see where the model was unsure
     draft = yield Ask(
         text=Greedy(),
         image=image_rest,
-        text_ratio=0.0 if settings.variant == "image-only" else settings.text_ratio,
-        image_ratio=0.0 if settings.variant == "text-only" else settings.image_ratio,
+        text_ratio=0.0 if settings.variant == "image-only" else 1.0 if whole else settings.text_ratio,
+        image_ratio=0.0 if settings.variant == "text-only" else 1.0 if whole else settings.image_ratio,
     )
     z = _start(draft.drawn, problem, settings)
     if watch is not None:
@@ -203,27 +209,32 @@ class SearchedLatents:
 def _start(drawn: Drawn, problem: Problem, settings: Milr) -> dict[str, SearchedLatents]:
     """z^0 by kind, 'text' before 'image'; a kind that is not searched is not there."""
     z = {}
-    if drawn.latents is not None and settings.variant != "image-only":
-        start = _rounded(drawn.latents.text, settings.text_ratio, len(drawn.text_tokens), settings.rounding)
+
+    def image_logits(latents: Tensor) -> Tensor:
+        return problem.image_logits(latents, drawn.guidance) / settings.image_temperature
+
+    if drawn.latents is not None and settings.variant != "image-only" and len(drawn.latents.text) > 0:
+        start = _prefix(drawn.latents.text, problem.text_logits, settings.text_ratio, len(drawn.text_tokens), settings)
         if len(start) > 0:
             z["text"] = SearchedLatents(start, problem.text_logits, settings.learning_rate)
-    if drawn.latents is not None and settings.variant != "text-only":
-        start = _rounded(drawn.latents.image, settings.image_ratio, len(drawn.image_tokens), settings.rounding)
+    if drawn.latents is not None and settings.variant != "text-only" and len(drawn.latents.image) > 0:
+        start = _prefix(drawn.latents.image, image_logits, settings.image_ratio, len(drawn.image_tokens), settings)
         if len(start) > 0:
-
-            def image_logits(latents: Tensor) -> Tensor:
-                return problem.image_logits(latents, drawn.guidance) / settings.image_temperature
-
             z["image"] = SearchedLatents(start, image_logits, settings.learning_rate)
     return z
 
 
-def _rounded(latents: Tensor, ratio: float, length: int, rounding: str) -> Tensor:
-    """The latents of the first ratio * length tokens. Backbones give them rounded up; 'down' takes fewer.
+def _prefix(latents: Tensor, logits: Callable[[Tensor], Tensor], ratio: float, length: int, settings: Milr) -> Tensor:
+    """The latents that are searched: the first ratio * length tokens, or the first that hold so much of the entropy.
 
-    The authors' code gives up where that leaves none; the paper's method does not, so one is the least.
+    Backbones give the former rounded up; 'down' takes fewer. The authors' code gives up where that leaves none; the
+    paper's method does not, so one is the least.
     """
-    return latents if rounding == "up" else latents[: max(1, int(ratio * length))]
+    if settings.ratio_of == "entropy":
+        with torch.no_grad():
+            held = torch.distributions.Categorical(logits=logits(latents.float())).entropy().double().cumsum(0)
+        return latents[: int((held < ratio * held[-1]).sum()) + (ratio > 0)]
+    return latents if settings.rounding == "up" else latents[: max(1, int(ratio * length))]
 
 
 def _moved(variant: str, step: int, budget: int) -> tuple[str, ...]:
