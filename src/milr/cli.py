@@ -42,6 +42,12 @@ lab = typer.Typer(
     no_args_is_help=True,
 )
 app.add_typer(lab)
+critic = typer.Typer(
+    name="critic",
+    help="Critics by themselves: how far one can be trusted, and one as a service.",
+    no_args_is_help=True,
+)
+app.add_typer(critic)
 
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 MaxJudgeCost = Annotated[
@@ -799,6 +805,56 @@ def doctor(
         broken |= finding.essential and finding.works is False
     if broken:
         raise typer.Exit(1)
+
+
+# --- critic ---------------------------------------------------------------------------------------------------
+
+
+@critic.command("calibrate")
+def critic_calibrate(
+    critics: Annotated[list[str], typer.Argument(metavar="CRITIC...", help="Critics, as --reward takes them.")],
+    against: Annotated[str, typer.Option(help="The oracle: a picture is right where it says 1.")] = "scene",
+    benchmark: Annotated[str, typer.Option(help="Whose prompts.")] = "scenes",
+    limit: Annotated[int, typer.Option(min=1, help="Prompts.")] = 500,
+    drafts: Annotated[int, typer.Option(min=1, max=1000, help="Drafts of each prompt.")] = 4,
+    prompt_seed: Annotated[int | None, typer.Option(help="Fresh prompts of this seed.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the drafts.")] = 0,
+    data: Annotated[Path | None, typer.Option(metavar="FILE", help="Your copy of the prompts (wise).")] = None,
+    model: Annotated[str, typer.Option(help="Model that draws.")] = "lab",
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE.json", help="Keep the numbers, and beside them the plot as SVG.")
+    ] = None,
+    max_judge_cost: MaxJudgeCost = None,
+    as_json: Json = False,
+    device: Device = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+) -> None:
+    """How often critics prefer right pictures to wrong ones, and how often pictures of a score are right."""
+    from milr.critics import naming
+    from milr.critics.base import Place
+
+    judges = [naming.find(name) for name in (*critics, against)]
+    for one in judges:
+        naming.settings_of(one)
+    if len({one.name for one in judges}) < len(judges):
+        raise UserError("A critic is named twice; name each once, and none that is also --against.")
+    tasks = _tasks_of(benchmark, limit, prompt_seed, None, data)
+    _check_model(model)
+    from milr.backbones import load
+    from milr.runs.calibrate import calibrate, reliability, to_markdown
+    from milr.runs.output import write_atomically
+
+    console, place = _progress_console(), Place(max_judge_cost=max_judge_cost)
+    backbone = load(model, device=device, dtype=dtype)
+    *asked, oracle = [naming.make(one, backbone, place) for one in judges]
+    found = calibrate(
+        backbone, asked, oracle, tasks, drafts, seed,
+        lambda done, of: console.print(f"{done} of {of} drafts", highlight=False),
+    )  # fmt: skip
+    if out is not None:
+        write_atomically(out, (json.dumps(found, indent=2) + "\n").encode())
+        write_atomically(out.with_suffix(".svg"), reliability(found).encode())
+    print(json.dumps(found) if as_json else to_markdown(found))
 
 
 # --- lab ------------------------------------------------------------------------------------------------------
