@@ -1,0 +1,626 @@
+"""Asks a model with eyes over HTTP: any server that speaks OpenAI's chat completions.
+
+What the real world does to such requests ends here: limits of rate, hanging and broken servers, budgets, replies out
+of order, keys that must not be seen. Knows no rubric and no score: `judge` and other critics ask through it. A question
+that gets no reply has the reason in its place; `UserError` means that only the user can put it right.
+
+Replies are kept by content, in the run's folder where there is one, so nothing is paid for twice. Neither the key nor
+the picture is ever written.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import hashlib
+import io
+import json
+import logging
+import math
+import os
+import random
+import re
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import urlsplit
+
+from milr.critics.base import NOWHERE, Place
+from milr.drafts import UserError
+from milr.registry import shorten
+from milr.settings import check, setting
+
+if TYPE_CHECKING:
+    import ssl
+
+    import httpx
+    from PIL.Image import Image
+
+PAID_KEY = "OPENAI_API_KEY"
+LARGEST_REPLY = 1 << 20  # bytes of a response; a verdict has some hundred
+LONGEST_REASON = 200  # characters of a reason
+SHORTEST_SECRET = 8  # letters; local servers are given stand-ins such as "x", which any reply may hold
+AGAIN = {408, 409, 425, 429}  # and 5xx: what may go well a little later
+ALTERNATIVES = 20  # of the first token, with their probabilities; the most that servers give
+
+
+@dataclass(frozen=True)
+class ChatSettings:
+    """Settings of every critic that asks over HTTP."""
+
+    model: str = setting("gpt-4o", "the server's name of the model")
+    url: str = setting(
+        "https://api.openai.com/v1", "address without /chat/completions, or $NAME: an environment variable with it"
+    )
+    key: str = setting(PAID_KEY, "NAME of the environment variable that holds the key; none: send no key")
+    timeout: float = setting(60.0, "seconds that one request may take", low=0.01, high=3600)
+    attempts: int = setting(5, "requests in all until a question counts as unanswered", low=1, high=100)
+    max_wait: float = setting(30.0, "longest wait before the next attempt, whatever the server asks for", low=0)
+    concurrency: int = setting(8, "requests at once", low=1, high=256)
+    schema: bool = setting(True, "send the form of the reply as response_format (some servers refuse it)")
+    max_tokens: int = setting(1000, "longest reply", low=1, high=100_000)
+    limit_name: Literal["max_tokens", "max_completion_tokens"] = setting(
+        "max_tokens", "what the server calls that limit (OpenAI's reasoning models: max_completion_tokens)"
+    )
+    temperature: float | None = setting(0.0, "none: do not send it (OpenAI's reasoning models refuse 0)", low=0, high=2)
+    price_in: float | None = setting(None, "US dollars per million tokens read (none: $MILR_PRICE_IN)", low=0)
+    price_out: float | None = setting(None, "US dollars per million tokens written (none: $MILR_PRICE_OUT)", low=0)
+
+    def __post_init__(self) -> None:
+        check(self)
+        # Keys have small letters: one that is put here by mistake must not be taken for a name, and then be shown.
+        if self.key not in ("", "none") and not re.fullmatch(r"[A-Z_][A-Z0-9_]*", self.key):
+            raise UserError(
+                f"Setting 'key' is the NAME of an environment variable in capital letters (such as {PAID_KEY}), "
+                "never the key itself."
+            )
+        if not re.fullmatch(r"\$[A-Za-z_]\w*", self.url):
+            _refuse_address(self.url)
+
+
+@dataclass(frozen=True)
+class Question:
+    """One request: texts, perhaps a picture, perhaps the JSON schema of the reply.
+
+    `first_token` asks for the probabilities of the reply's first token alone.
+    """
+
+    user: str
+    image: Image | None = None
+    system: str = ""
+    schema: Mapping[str, Any] | None = None
+    first_token: bool = False
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What came back. `text` None is no reply, and `reason` says why; `first` are the first token's alternatives with
+    their log-probabilities."""
+
+    text: str | None
+    reason: str = ""
+    first: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What one client was served so far; replies that were kept cost nothing and do not count."""
+
+    replies: int = 0
+    tokens_in: int = 0
+    tokens_out: int = 0
+
+
+class Purse:
+    """What the judges of this process have spent together, in US dollars."""
+
+    def __init__(self) -> None:
+        self.spent = 0.0
+        self._in_flight: list[float] = []  # estimates
+        self._changed = threading.Condition()
+
+    def take(self, limit: float | None, estimate: Callable[[], float | None]) -> float:
+        """Wait until a request fits in, and return what it is reckoned at. Raises UserError where it never will.
+
+        While nobody knows what a reply costs (estimate None), requests go one at a time.
+        """
+        with self._changed:
+            while True:
+                dearest = estimate()
+                reckoned = dearest or 0.0
+                if limit is not None and (self.spent >= limit or self.spent + reckoned > limit):
+                    raise UserError(
+                        f"Judges have spent {self.spent:.4g} of {limit:.4g} dollars, and the next reply may cost "
+                        f"{reckoned:.4g}; give more with --max-judge-cost (replies so far are kept)."
+                    )
+                alone = not self._in_flight
+                if limit is None or (dearest is None and alone):
+                    break
+                if dearest is not None and self.spent + sum(self._in_flight) + reckoned <= limit:
+                    break
+                self._changed.wait()
+            self._in_flight.append(reckoned)
+            return reckoned
+
+    def give_back(self, reckoned: float, cost: float) -> None:
+        """A request that was reckoned at this has ended, and cost that."""
+        with self._changed:
+            self._in_flight.remove(reckoned)
+            self.spent += cost
+            self._changed.notify_all()
+
+
+PURSE = Purse()
+
+
+class _NoReply(Exception):
+    """Why a request failed, in words that a user may see; `after` is how long the server asks to wait."""
+
+    def __init__(self, reason: str, *, again: bool, after: float | None = None) -> None:
+        super().__init__(reason)
+        self.again, self.after = again, after
+
+
+class Chat:
+    """One server and model. Its methods may be called from any thread."""
+
+    def __init__(self, settings: ChatSettings) -> None:
+        """Raises UserError where the address is none, or a variable that must hold it is not set."""
+        _packages()
+        self.settings = settings
+        self.spent = Spent()
+        self._url = _address(settings.url)
+        self._host = urlsplit(self._url).netloc
+        self._prices = (
+            _price(settings.price_in, "MILR_PRICE_IN"),
+            _price(settings.price_out, "MILR_PRICE_OUT"),
+        )
+        self._dearest: float | None = None  # the most that a reply has cost
+        self._place = NOWHERE
+        self._kept: dict[str, Reply] = {}
+        self._lock = threading.Lock()
+
+    def settle(self, place: Place) -> None:
+        """Keep replies in the place's folder and keep to its limit. Raises UserError for a limit without prices."""
+        if place.max_judge_cost is not None and None in self._prices:
+            raise UserError(
+                f"Nobody knows what {self.settings.model} costs, so --max-judge-cost cannot be kept; give price_in and "
+                "price_out (US dollars per million tokens), or MILR_PRICE_IN and MILR_PRICE_OUT in the environment."
+            )
+        self._place = place
+
+    def dollars(self) -> float | None:
+        """What this client's replies cost so far; None where prices are unknown."""
+        return self._cost(self.spent.tokens_in, self.spent.tokens_out)
+
+    def ask_all(self, questions: Sequence[Question]) -> list[Reply]:
+        """A reply, or the reason for none, for each question in order. Raises UserError where the user must act;
+        replies that came by then are kept."""
+        prepared = [self._prepare(question) for question in questions]
+        replies: dict[str, Reply] = {}
+        waiting: dict[str, tuple[Question, bytes | None]] = {}  # equal questions are asked once
+        for question, (name, png) in zip(questions, prepared, strict=True):
+            kept = self._recall(name)
+            if kept is None:
+                waiting[name] = (question, png)
+            else:
+                replies[name] = kept
+        if waiting:
+            stop = threading.Event()
+            at_once = min(self.settings.concurrency, len(waiting))
+            with self._client(at_once) as client, ThreadPoolExecutor(at_once) as pool:
+                ask = functools.partial(self._ask, client, stop)
+                asked = [(name, pool.submit(ask, name, *what)) for name, what in waiting.items()]
+                try:
+                    for name, one in asked:
+                        replies[name] = one.result()
+                except BaseException:
+                    stop.set()
+                    raise
+        return [replies[name] for name, _ in prepared]
+
+    def yes_probabilities(self, images: Sequence[Image], questions: Sequence[str]) -> list[tuple[float | None, str]]:
+        """P(yes) / (P(yes) + P(no)) of the first token of each answer, or None and the reason."""
+        asked = [Question(text, image, first_token=True) for image, text in zip(images, questions, strict=True)]
+        return [self._yes(reply) for reply in self.ask_all(asked)]
+
+    def _client(self, at_once: int) -> httpx.Client:
+        """Connections for one batch: none stays open between batches, in a fork or at the end."""
+        import httpx
+
+        return httpx.Client(
+            verify=_certificates(),
+            timeout=httpx.Timeout(self.settings.timeout, connect=min(10.0, self.settings.timeout)),
+            limits=httpx.Limits(max_connections=at_once),
+            follow_redirects=False,  # a redirect could carry the key to another host
+        )
+
+    # --- one question -----------------------------------------------------------------------------------------
+
+    def _body(self, question: Question, png: bytes | None) -> dict[str, Any]:
+        content: Any = question.user
+        if png is not None:
+            picture = {"url": f"data:image/png;base64,{base64.b64encode(png).decode()}"}
+            content = [{"type": "text", "text": question.user}, {"type": "image_url", "image_url": picture}]
+        messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
+        if question.system:
+            messages.insert(0, {"role": "system", "content": question.system})
+        body: dict[str, Any] = {"model": self.settings.model, "messages": messages}
+        body[self.settings.limit_name] = 1 if question.first_token else self.settings.max_tokens
+        if self.settings.temperature is not None:
+            body["temperature"] = self.settings.temperature
+        if question.first_token:
+            body |= {"logprobs": True, "top_logprobs": ALTERNATIVES}
+        elif question.schema is not None and self.settings.schema:
+            form = {"name": "verdict", "strict": True, "schema": question.schema}
+            body["response_format"] = {"type": "json_schema", "json_schema": form}
+        return body
+
+    def _prepare(self, question: Question) -> tuple[str, bytes | None]:
+        """The name under which its reply is kept (a hash of all that the reply depends on), and the picture as PNG."""
+        png = None if question.image is None else _png(question.image)
+        request = {"host": self._host, "body": self._body(question, None)}
+        said = json.dumps(request, sort_keys=True).encode()
+        return hashlib.sha256(hashlib.sha256(png or b"").digest() + said).hexdigest(), png
+
+    def _ask(
+        self, client: httpx.Client, stop: threading.Event, name: str, question: Question, png: bytes | None
+    ) -> Reply:
+        """The reply to one question, after as many attempts as it takes and is allowed."""
+        import stamina
+
+        def wait(error: Exception) -> bool | float:
+            if stop.is_set() or not isinstance(error, _NoReply) or not error.again:
+                return False
+            if error.after is None:
+                return True  # stamina's own: longer each time, with jitter
+            return min(self.settings.max_wait, error.after + random.uniform(0, 1))  # not all at the same moment
+
+        content = json.dumps(self._body(question, png)).encode()
+        try:
+            for attempt in stamina.retry_context(
+                on=wait,
+                attempts=self.settings.attempts,
+                timeout=None,
+                wait_initial=0.5,
+                wait_max=self.settings.max_wait,
+            ):
+                with attempt:
+                    return self._send(client, stop, name, content)
+        except _NoReply as error:
+            return Reply(None, str(error))
+        except BaseException:
+            stop.set()
+            raise
+        raise AssertionError("an attempt either returns or raises")
+
+    def _send(self, client: httpx.Client, stop: threading.Event, name: str, content: bytes) -> Reply:
+        """One attempt: pay, keep, return. Raises _NoReply or UserError."""
+        reckoned = PURSE.take(self._place.max_judge_cost, lambda: self._dearest)
+        cost = 0.0
+        try:
+            if stop.is_set():
+                raise _NoReply("not asked: an earlier question ended the work", again=False)
+            answer = _parse(self._post(client, content), self._host, self._harmless)
+            with self._lock:
+                self.spent = Spent(
+                    self.spent.replies + 1,
+                    self.spent.tokens_in + answer.tokens_in,
+                    self.spent.tokens_out + answer.tokens_out,
+                )
+                cost = self._cost(answer.tokens_in, answer.tokens_out) or 0.0
+                self._dearest = max(self._dearest or 0.0, cost)
+        finally:
+            PURSE.give_back(reckoned, cost)
+        if self._holds_key(answer.reply.text or "", *(token for token, _ in answer.reply.first)):
+            raise _NoReply(f"{self._host} sent the key back, so its reply was thrown away", again=False)
+        self._keep(name, answer.reply)
+        if self._place.max_judge_cost is not None and not answer.counted and any(self._prices):
+            raise UserError(
+                f"{self._host} does not say how many tokens a reply took, so --max-judge-cost cannot be kept; leave it "
+                "out, or use another server."
+            )
+        return answer.reply
+
+    def _post(self, client: httpx.Client, content: bytes) -> bytes:
+        """The body of a 200. Raises _NoReply or UserError; neither holds the key or an exception that does."""
+        import httpx
+
+        ends = time.monotonic() + self.settings.timeout
+        headers = {"Content-Type": "application/json"}
+        if key := self._key():
+            headers["Authorization"] = f"Bearer {key}"
+        body = bytearray()
+        try:
+            with client.stream("POST", f"{self._url}/chat/completions", content=content, headers=headers) as response:
+                for piece in response.iter_bytes():
+                    body += piece
+                    if len(body) > LARGEST_REPLY:
+                        raise _NoReply(f"{self._host} sent more than {LARGEST_REPLY:,} bytes", again=False)
+                    if time.monotonic() > ends:  # a server that drips never runs into a read timeout
+                        raise _NoReply(f"{self._host} did not finish within {self.settings.timeout:g} s", again=True)
+        except httpx.TimeoutException:
+            raise _NoReply(f"no answer from {self._host} within {self.settings.timeout:g} s", again=True) from None
+        except httpx.ConnectError:
+            raise _NoReply(f"cannot reach {self._host}", again=True) from None
+        except (httpx.TransportError, httpx.DecodingError) as error:
+            raise _NoReply(f"the connection to {self._host} broke ({type(error).__name__})", again=True) from None
+        if response.status_code != 200:
+            self._refuse(response.status_code, response.headers.get("Retry-After"), bytes(body))
+        return bytes(body)
+
+    def _refuse(self, status: int, retry_after: str | None, body: bytes) -> None:
+        """Raise what a status other than 200 means."""
+        code, words = _error_of(body)
+        said = self._harmless(words)
+        variable = self.settings.key or "none"
+        if status in (401, 403):
+            unset = "" if self._key() else " (which is not set)"
+            raise UserError(f"{self._host} refused the key ({status}); check the variable {variable}{unset}.")
+        if status == 402 or code == "insufficient_quota":
+            raise UserError(f"The account of {variable} at {self._host} has no credit left ({status}).")
+        if status == 404:
+            raise UserError(f"{self._host} knows no such model or address (404{said}); check 'model' and 'url'.")
+        if 300 <= status < 400:
+            raise _NoReply(f"{self._host} redirects ({status}), which is not followed; give the final url", again=False)
+        again = status in AGAIN or status >= 500
+        after = _seconds(retry_after) if again else None
+        raise _NoReply(f"{self._host} answered {status}{said}", again=again, after=after)
+
+    def _yes(self, reply: Reply) -> tuple[float | None, str]:
+        if reply.text is None:
+            return None, reply.reason
+        if not reply.first:
+            return None, f"{self._host} gave no log-probabilities"
+        chance = {"yes": 0.0, "no": 0.0}
+        for token, log_probability in reply.first:
+            word = token.strip(" \t\r\n▁Ġ").lower()  # the last two stand for a space in raw tokens
+            if word in chance:
+                chance[word] += math.exp(log_probability)
+        total = sum(chance.values())
+        if total == 0:
+            return None, f"neither yes nor no is among the first tokens (but {shorten(reply.first[0][0], 20)!r})"
+        return chance["yes"] / total, ""
+
+    # --- key and prices ---------------------------------------------------------------------------------------
+
+    def _key(self) -> str:
+        """The key, read anew each time, so that no object here holds it. Raises UserError where it is none."""
+        if self.settings.key in ("", "none"):
+            return ""
+        key = os.environ.get(self.settings.key, "").strip()
+        if not re.fullmatch(r"[\x21-\x7e]*", key):
+            raise UserError(f"The variable {self.settings.key} holds no key (it has spaces or signs outside ASCII).")
+        if key and self.settings.key == PAID_KEY and self._url.startswith("http:") and not _is_here(self._host):
+            raise UserError(
+                f"The key in {PAID_KEY} would go to {self._host} unencrypted; use https, or key=none to send no key."
+            )
+        return key
+
+    def _holds_key(self, *texts: str) -> bool:
+        """Whether texts hold the key, also one torn by spaces or escapes."""
+        key = _letters(self._key())
+        return len(key) >= SHORTEST_SECRET and key in _letters("".join(texts))
+
+    def _harmless(self, words: str) -> str:
+        """A server's words for a reason; nothing where they hold the key."""
+        return "" if not words or self._holds_key(words) else f": {shorten(words, LONGEST_REASON)}"
+
+    def _cost(self, tokens_in: int, tokens_out: int) -> float | None:
+        price_in, price_out = self._prices
+        if price_in is None or price_out is None:
+            return None
+        return (tokens_in * price_in + tokens_out * price_out) / 1e6
+
+    # --- replies that were paid for ---------------------------------------------------------------------------
+
+    def _file(self, name: str) -> Path | None:
+        return None if self._place.folder is None else self._place.folder / "replies" / f"{name}.json"
+
+    def _recall(self, name: str) -> Reply | None:
+        file = self._file(name)
+        if file is None:
+            return self._kept.get(name)
+        try:
+            return _reply_from(json.loads(file.read_bytes()))
+        except (OSError, ValueError, RecursionError):  # not there, or broken: then it is asked for and written anew
+            return None
+
+    def _keep(self, name: str, reply: Reply) -> None:
+        file = self._file(name)
+        if file is None:
+            self._kept[name] = reply
+            return
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile("w", dir=file.parent, suffix=".part", delete=False) as part:
+                json.dump({"text": reply.text, "first": reply.first}, part)
+                part.flush()
+                os.fsync(part.fileno())
+            os.replace(part.name, file)
+        except OSError as error:
+            raise UserError(f"Cannot keep the judge's reply in {file.parent} ({error.strerror}); make room.") from error
+
+
+def as_data(text: str) -> str:
+    """A text of unknown origin as one line of JSON in which no control or format sign, no lone surrogate and no < or >
+    stands raw: it cannot close what it stands in, nor look like another text."""
+    line = json.dumps(text, ensure_ascii=False)
+    return "".join(sign if sign.isprintable() and sign not in "<>" else _escape(sign) for sign in line)
+
+
+def _escape(sign: str) -> str:
+    return f"\\u{ord(sign):04x}" if sign in "<>" else json.dumps(sign)[1:-1]
+
+
+@dataclass(frozen=True)
+class _Answer:
+    reply: Reply
+    tokens_in: int
+    tokens_out: int
+    counted: bool  # whether the server said so
+
+
+def _parse(body: bytes, host: str, harmless: Callable[[str], str]) -> _Answer:
+    """The answer in a response's body. Raises _NoReply; what is no chat completion may be one the next time."""
+    try:
+        found = json.loads(body)
+        choice = found["choices"][0]
+        message = choice["message"]
+        text = message.get("content") or message.get("refusal") or ""
+        if not isinstance(text, str):
+            raise TypeError
+        first = _alternatives(choice.get("logprobs"))
+        usage = found.get("usage")
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
+        said = harmless(_error_of(body)[1])
+        what = "an empty body" if not body.strip() else f"no chat completion{said}"
+        raise _NoReply(f"{host} sent {what}", again=True) from None
+    counts = usage if isinstance(usage, dict) else {}
+    tokens_in, tokens_out = counts.get("prompt_tokens"), counts.get("completion_tokens")
+    if type(tokens_in) is int and type(tokens_out) is int and min(tokens_in, tokens_out) >= 0:
+        return _Answer(Reply(text, first=first), tokens_in, tokens_out, True)
+    return _Answer(Reply(text, first=first), 0, 0, False)
+
+
+def _alternatives(logprobs: Any) -> tuple[tuple[str, float], ...]:
+    """The first token and its alternatives, each once, from the `logprobs` of a choice."""
+    if not logprobs or not logprobs.get("content"):
+        return ()
+    first = logprobs["content"][0]
+    found = {one["token"]: one["logprob"] for one in [first, *(first.get("top_logprobs") or [])]}
+    return _pairs(found.items())
+
+
+def _pairs(items: Any) -> tuple[tuple[str, float], ...]:
+    """Tokens with their log-probabilities. Raises ValueError where one is none."""
+    pairs = tuple((token, number) for token, number in items)
+    for token, number in pairs:
+        # A little above 0 comes from rounding; NaN fails the comparison.
+        if not isinstance(token, str) or type(number) not in (int, float) or not number <= 0.01:
+            raise ValueError
+    return pairs
+
+
+def _reply_from(kept: Any) -> Reply:
+    """A reply as it was kept. Raises ValueError where it is none."""
+    if not isinstance(kept, dict) or not isinstance(kept.get("text"), str) or not isinstance(kept.get("first"), list):
+        raise ValueError
+    if not all(isinstance(pair, list) and len(pair) == 2 for pair in kept["first"]):
+        raise ValueError
+    return Reply(kept["text"], first=_pairs(kept["first"]))
+
+
+def _error_of(body: bytes) -> tuple[str, str]:
+    """Code and message of an error body, '' where it has none."""
+    try:
+        found = json.loads(body)
+        error = (found[0] if isinstance(found, list) else found)["error"]
+        code, message = (error.get("code"), error.get("message")) if isinstance(error, dict) else ("", error)
+    except (ValueError, TypeError, KeyError, IndexError, RecursionError):
+        return "", ""
+    return str(code or ""), str(message or "")
+
+
+def _seconds(retry_after: str | None) -> float | None:
+    """Seconds that a Retry-After header asks to wait; None where it is missing or unreadable."""
+    text = (retry_after or "").strip()
+    if re.fullmatch(r"\d{1,9}(\.\d+)?", text):
+        return float(text)
+    try:
+        date = parsedate_to_datetime(text)
+    except (ValueError, TypeError, IndexError):
+        return None
+    if date.tzinfo is None:
+        date = date.replace(tzinfo=UTC)
+    return max(0.0, (date - datetime.now(UTC)).total_seconds())
+
+
+def _png(image: Image) -> bytes:
+    """The picture alone: no profile, no comment, so that equal pictures are equal bytes."""
+    plain = image.convert("RGB")
+    plain.info = {}
+    file = io.BytesIO()
+    plain.save(file, "PNG")
+    return file.getvalue()
+
+
+def _address(url: str) -> str:
+    """The address that a setting means."""
+    if url.startswith("$"):
+        variable, url = url[1:], os.environ.get(url[1:], "").strip()
+        if not url:
+            raise UserError(f"The environment variable {variable} should hold the judge's address and is not set.")
+        _refuse_address(url)
+    return url.rstrip("/")
+
+
+def _refuse_address(url: str) -> None:
+    """Raise UserError unless this is a plain address. Does not repeat it: it may hold a secret."""
+    try:
+        parts = urlsplit(url)
+        parts.port  # noqa: B018 - raises ValueError for a port that is none
+        plain = parts.scheme in ("http", "https") and bool(parts.hostname) and url.isascii() and url.isprintable()
+    except ValueError:
+        plain = False
+    if not plain or " " in url:
+        raise UserError("Setting 'url' must be an address such as https://api.openai.com/v1, or $NAME.")
+    if "@" in parts.netloc or parts.query or parts.fragment:
+        raise UserError(
+            "Setting 'url' must hold no user name, password or query; the key belongs into the environment variable "
+            "that 'key' names."
+        )
+    if parts.path.rstrip("/").endswith("/chat/completions"):
+        raise UserError("Setting 'url' ends before /chat/completions, e.g. http://127.0.0.1:8000/v1.")
+
+
+def _price(given: float | None, variable: str) -> float | None:
+    text = os.environ.get(variable, "").strip()
+    if given is not None or not text:
+        return given
+    try:
+        price = float(text)
+    except ValueError:
+        price = math.nan
+    if not 0 <= price < math.inf:
+        raise UserError(f"{variable} must be a price in US dollars per million tokens, not '{shorten(text)}'.")
+    return price
+
+
+def _is_here(host: str) -> bool:
+    return (urlsplit(f"//{host}").hostname or "") in ("localhost", "127.0.0.1", "::1")
+
+
+def _letters(text: str) -> str:
+    return "".join(sign for sign in text if sign.isalnum())
+
+
+@functools.cache
+def _packages() -> None:
+    """Check once that what this file asks with is installed, and keep it from telling more than milr does."""
+    try:
+        import httpx  # noqa: F401
+        import stamina  # noqa: F401
+    except ImportError as error:
+        raise UserError(f"Asking over HTTP needs {error.name}; run pip install 'milr[critics]'.") from error
+    for name, level in (
+        ("httpcore", logging.INFO),  # its debug log shows response headers, in which a server may send the key back
+        ("stamina", logging.ERROR),  # a warning for each wait would tear up the progress bar
+    ):
+        logger = logging.getLogger(name)
+        if logger.level == logging.NOTSET:
+            logger.setLevel(level)
+
+
+@functools.cache
+def _certificates() -> ssl.SSLContext:
+    import httpx
+
+    return httpx.create_ssl_context()
