@@ -276,6 +276,15 @@ def test_held_out_critics_score_the_chosen_and_the_first_image_and_cost_nothing(
         assert trajectory.held_out["fixed"].abstained
 
 
+def test_the_first_image_is_not_judged_where_nobody_asks_for_it() -> None:
+    held_out = CountingCritic(noise, name="other")
+    found = drive(
+        Toy(), CountingCritic(match), tasks(3), best_of_n, BestOfN(), budget=4, held_out=[held_out], judge_first=False
+    )
+    assert held_out.calls == 3
+    assert all(not trajectory.held_out_first and trajectory.held_out for trajectory in found)
+
+
 def test_a_lazy_run_keeps_nothing_and_yields_as_searches_end() -> None:
     backbone = Toy()
     run = drive_lazily(backbone, CountingCritic(match), tasks(3), best_of_n, BestOfN(), budget=2, batch=1)

@@ -300,6 +300,7 @@ def run(
                 threshold=request.threshold,
                 seed=request.seed,
                 held_out=[other for other in held_out if other.name != critic.name],
+                judge_first=False,  # nobody reads it here, and a judge may have its price
                 batch=PROMPTS_AT_ONCE,
                 on_event=hear,
             ):

@@ -123,7 +123,8 @@ class Options(TypedDict, total=False):
     budget: reward calls of one search, the first draft included, 1 to 100,000 (default 20).
     threshold: stop as soon as a draft's reward reaches it (default 1).
     seed: of the whole run (default 0); a draft's stream derives from it, the task id, the seed index and its number.
-    held_out: critics that score only the returned and the first image, after the search: not charged, never seen by it.
+    held_out: critics that score only the returned image, after the search: not charged, never seen by it.
+    judge_first: whether they judge the first image, too (default yes): a report needs it to see a search that is fooled.
     batch: searches side by side (default 32). Changes speed and memory, never a result.
     on_event: hears Started, DraftScored, RoundEnded and Finished as they happen.
     """
@@ -133,6 +134,7 @@ class Options(TypedDict, total=False):
     threshold: float
     seed: int
     held_out: Sequence[Critic]
+    judge_first: bool
     batch: int
     on_event: Callable[[Event], None] | None
 
@@ -212,6 +214,7 @@ def drive_jobs(
     threshold: float = 1.0,
     seed: int = 0,
     held_out: Sequence[Critic] = (),
+    judge_first: bool = True,
     batch: int = 32,
     on_event: Callable[[Event], None] | None = None,
 ) -> Iterator[Trajectory]:
@@ -236,7 +239,7 @@ def drive_jobs(
 
     def end(lanes: Sequence[Lane], *, judge_held_out: bool = True) -> list[Trajectory]:
         # The returned draft and the first one of each lane; where they are the same it is judged once.
-        asked = [(lane, number) for lane in lanes for number in sorted({0, lane.best})]
+        asked = [(lane, number) for lane in lanes for number in sorted({lane.best} | ({0} if judge_first else set()))]
         images = [lane.drafts[number].drawn.image for lane, number in asked]
         scores: dict[tuple[str, int, int], Score] = {}
         for other in held_out if judge_held_out and lanes else ():
@@ -258,7 +261,7 @@ def drive_jobs(
                 best=lane.best,
                 stopped=lane.stopped,
                 held_out={name: scores[name, id(lane), lane.best] for name in names},
-                held_out_first={name: scores[name, id(lane), 0] for name in names},
+                held_out_first={name: scores[name, id(lane), 0] for name in names} if judge_first else {},
                 notes=tuple(lane.notes),
             )
             for lane in lanes
