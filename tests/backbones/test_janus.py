@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
@@ -322,6 +323,55 @@ def test_answers_are_those_of_transformers(pair: Any) -> None:
         said_yes, said_no = (mass[sorted(chosen)].sum() for chosen in (yes - no, no - yes))
         assert answer == pytest.approx(float(said_yes / (said_yes + said_no)), abs=1e-4)
     assert len({round(answer, 3) for answer in answers}) == 3
+
+
+def test_descriptions_are_those_of_transformers(pair: Any) -> None:
+    """Greedy answers of several lengths of question in one batch, against `generate` for each: token for token."""
+    random = np.random.default_rng(1)
+    size = pair.theirs.config.vision_config.image_size
+    images = [Image.fromarray(random.integers(0, 255, (size, size, 3), dtype=np.uint8)) for _ in range(4)]
+    questions = ["what is it?", "which colour has the thing to the left of it?", "x", "and how many?"]
+    answers = pair.ours.describe(images, questions, 20)
+    written = []
+    for image, question in zip(images, questions, strict=True):
+        pixels = torch.tensor(np.asarray(image) / 127.5 - 1).permute(2, 0, 1)[None].float()
+        ids = torch.tensor([pair.ours.prompts.question(question, closing="")])
+        said = pair.theirs.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            pixel_values=pixels,
+            generation_mode="text",
+            do_sample=False,
+            max_new_tokens=20,
+        )
+        written.append(said[0, ids.shape[1] :].tolist())
+    assert answers == [pair.ours.prompts.text(tokens).strip() for tokens in written]
+    assert len(set(answers)) > 1
+    assert pair.ours.describe(images[:1], questions[:1], 5) == [pair.ours.prompts.text(written[0][:5]).strip()]
+
+
+def test_a_description_ends_where_the_model_ends_it(tiny_backbone: JanusBackbone) -> None:
+    """The end token is not part of the text, and a row that goes on longer is not cut with it."""
+    backbone = copy.copy(tiny_backbone)
+    backbone.prompts = copy.copy(tiny_backbone.prompts)
+    backbone.prompts.text = lambda tokens: " ".join(map(str, tokens))  # type: ignore[method-assign]
+    images, questions = [Image.new("RGB", (16, 16), colour) for colour in ("red", "blue")], ["x", "a longer one?"]
+    whole, other = (text.split() for text in backbone.describe(images, questions, 12))
+    end = next(token for token in whole[2:] if token not in other)
+    backbone.prompts.end = int(end)
+    assert backbone.describe(images, questions, 12) == [" ".join(whole[: whole.index(end)]), " ".join(other)]
+
+
+def test_an_open_question_does_not_ask_for_yes_or_no(tmp_path: Path) -> None:
+    directory = make_checkpoint(tiny(), tmp_path / "plain", dtype=torch.float32)
+    prompts = load_janus(str(directory), "cpu").prompts
+    text = prompts.text(prompts.question("What is it?", closing=""))
+    assert text.endswith("\nWhat is it?\n\n<|Assistant|>:")
+
+
+def test_a_question_that_leaves_no_room_for_the_answer(tiny_backbone: JanusBackbone) -> None:
+    with pytest.raises(UserError, match="shorten the prompt"):
+        tiny_backbone.describe([Image.new("RGB", (16, 16))], ["~" * 4000], 128)
 
 
 # --- Sizes ----------------------------------------------------------------------------------------------------

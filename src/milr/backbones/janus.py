@@ -23,7 +23,7 @@ from transformers.utils.logging import disable_progress_bar, enable_progress_bar
 
 from milr.backbones.base import BackboneInfo
 from milr.backbones.checkpoint import LARGEST_BATCH, find
-from milr.backbones.decoding import Decoded, Decoder, Plan, Stage, decode, guide, prefix_length, uniforms
+from milr.backbones.decoding import Cache, Decoded, Decoder, Plan, Stage, decode, guide, prefix_length, uniforms
 from milr.drafts import Choice, Cost, Drawn, Forced, Greedy, Latents, Order, UserError
 
 # Where a checkpoint says nothing: the guidance of Janus-Pro's own script, the text limit of MILR's code.
@@ -45,6 +45,7 @@ _ASSISTANT_FOR_VISION = (
     "You are a helpful language and vision assistant. You are able to understand the visual content that the "
     "user provides, and assist the user with a variety of tasks using natural language."
 )
+_YES_OR_NO = " Answer yes or no."
 _YES = ("yes", "Yes", " yes", " Yes")
 _NO = ("no", "No", " no", " No")
 
@@ -98,14 +99,17 @@ class Prompts:
         """The unconditional twin of a drawing request: all but begin tokens become padding, attended to."""
         return [token if token in (self.begin, self.begin_image) else self.pad for token in drawing]
 
-    def question(self, question: str) -> list[int]:
-        """A yes/no question about an image, with one image token for each feature of the vision tower."""
+    def question(self, question: str, closing: str = _YES_OR_NO) -> list[int]:
+        """A question about an image, with one image token for each feature of the vision tower.
+
+        `closing` says what kind of answer is wanted; a checkpoint's template has its own way of saying so.
+        """
         self.check(question)
         if self._has_templates:
             ids = self._render("question", question)
         else:
             before = self._encode(f"{_ASSISTANT_FOR_VISION}\n\n<|User|>: ")
-            after = self._encode(f"\n{question.strip()} Answer yes or no.\n\n<|Assistant|>:", begin=False)
+            after = self._encode(f"\n{question.strip()}{closing}\n\n<|Assistant|>:", begin=False)
             ids = [*before, self.image, *after]
         if ids.count(self.image) == 1 != self._seen_tokens:
             at = ids.index(self.image)
@@ -262,6 +266,15 @@ class JanusBackbone:
             answers += self._answer_batch(images[chosen], questions[chosen])
         return answers
 
+    @torch.no_grad()
+    def describe(self, images: Sequence[Image.Image], questions: Sequence[str], max_tokens: int) -> list[str]:
+        """The most probable answer to a question about each image, cut after `max_tokens` tokens."""
+        answers: list[str] = []
+        for start in range(0, len(images), self.max_batch):
+            chosen = slice(start, start + self.max_batch)
+            answers += self._describe_batch(images[chosen], questions[chosen], max_tokens)
+        return answers
+
     def text_end(self) -> int:
         return self.prompts.end
 
@@ -364,9 +377,42 @@ class JanusBackbone:
     # Understanding
 
     def _answer_batch(self, images: Sequence[Image.Image], questions: Sequence[str]) -> list[float]:
-        sequences = [self.prompts.question(question) for question in questions]
-        device, lengths = self.model.device, [len(sequence) for sequence in sequences]
-        ids = torch.full((len(sequences), max(lengths)), self.prompts.pad)
+        last, _, _ = self._look(images, [self.prompts.question(question) for question in questions], 0)
+        chances = self.text_logits(last).softmax(-1)
+        yes = chances[:, sorted(self.prompts.yes)].sum(-1)
+        no = chances[:, sorted(self.prompts.no)].sum(-1)
+        return cast("list[float]", (yes / (yes + no).clamp(min=1e-30)).tolist())
+
+    def _describe_batch(self, images: Sequence[Image.Image], questions: Sequence[str], max_tokens: int) -> list[str]:
+        sequences = [self.prompts.question(question, closing="") for question in questions]
+        last, cache, lengths = self._look(images, sequences, max_tokens)
+        longest, written = int(lengths.max()), []
+        ended = torch.zeros(len(sequences), dtype=torch.bool, device=last.device)
+        while True:
+            chosen = self.text_logits(last).argmax(-1)
+            written.append(chosen)
+            ended |= chosen == self.prompts.end
+            if len(written) == max_tokens or bool(ended.all()):
+                break
+            step = len(written) - 1  # a shorter row writes over its padding, which it never looked at
+            inputs, positions = self._decoder.embed_tokens(chosen)[:, None], (lengths + step)[:, None]
+            last = self._decoder.forward(inputs, positions, cache, longest + step + 1, uniform=False)[:, 0]
+        rows = torch.stack(written, 1).tolist()
+        texts = [row[: row.index(self.prompts.end)] if self.prompts.end in row else row for row in rows]
+        return [self.prompts.text(text).strip() for text in texts]
+
+    def _look(
+        self, images: Sequence[Image.Image], sequences: Sequence[Sequence[int]], room: int
+    ) -> tuple[Tensor, Cache, Tensor]:
+        """Each question read together with its image: the last hidden state [B, D], a cache with `room` for tokens
+        that follow, and how long each question is [B]."""
+        device, longest = self.model.device, max(len(sequence) for sequence in sequences)
+        if longest + room > self._longest:
+            raise UserError(
+                f"A question to {self.info.name} and its answer take {longest + room} tokens; at most {self._longest} "
+                "fit, so shorten the prompt."
+            )
+        ids = torch.full((len(sequences), longest), self.prompts.pad)
         for row, sequence in enumerate(sequences):
             ids[row, : len(sequence)] = torch.tensor(sequence)
         ids = ids.to(device)
@@ -376,14 +422,11 @@ class JanusBackbone:
         features = core.aligner(core.vision_model(seen).last_hidden_state)
         inputs = self._decoder.embed_tokens(ids)
         inputs[ids == self.prompts.image] = features.flatten(0, 1).to(inputs.dtype)
-        cache = self._decoder.new_cache(len(sequences), max(lengths))
-        positions = torch.arange(max(lengths), device=device).expand(len(sequences), -1)
-        hidden = self._decoder.forward(inputs, positions, cache, max(lengths), uniform=False)
-        last = hidden[torch.arange(len(sequences), device=device), torch.tensor(lengths, device=device) - 1]
-        chances = self.text_logits(last).softmax(-1)
-        yes = chances[:, sorted(self.prompts.yes)].sum(-1)
-        no = chances[:, sorted(self.prompts.no)].sum(-1)
-        return cast("list[float]", (yes / (yes + no).clamp(min=1e-30)).tolist())
+        cache = self._decoder.new_cache(len(sequences), longest + room)
+        positions = torch.arange(longest, device=device).expand(len(sequences), -1)
+        hidden = self._decoder.forward(inputs, positions, cache, longest, uniform=False)
+        lengths = torch.tensor([len(sequence) for sequence in sequences], device=device)
+        return hidden[torch.arange(len(sequences), device=device), lengths - 1], cache, lengths
 
     # Checks
 

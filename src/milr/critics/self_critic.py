@@ -1,16 +1,23 @@
-"""The model judges its own picture: P(yes) of its understanding path (the paper's SelfReward, as a probability).
+"""The model judges its own picture (the paper's SelfReward), in one of two forms.
 
-The paper's code asks for a JSON verdict and reads 0 or -1; the probability of 'yes' asks the same and is graded,
-costs one forward pass and cannot fail to parse. The paper found self-reward weak on counting.
+    self         P(yes) of its understanding path: graded, one forward pass, cannot fail to parse
+    self:json    as the paper's code asks: a verdict in strict JSON, written out; Score 0 is right, -1 is wrong
+
+A verdict that is no such JSON is an abstention here; the paper's code counts it as wrong, which a search then learns
+from. The paper found self-reward weak on counting.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
 from milr.critics.base import Critic
-from milr.drafts import Score, Task
+from milr.drafts import Score, Task, UserError
+from milr.registry import shorten
+from milr.settings import check, setting
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -18,7 +25,30 @@ if TYPE_CHECKING:
     from milr.backbones.base import Backbone
 
 NAME = "self"
-SUMMARY = "The model's own answer, P(yes), to whether its picture shows the prompt; for any prompt and model"
+SUMMARY = "The model's own answer, P(yes), to whether its picture shows the prompt; self:json: a verdict in JSON"
+TAKES = "form"
+
+_REQUEST = (
+    "This picture was drawn for the caption {caption}.\n"
+    "Look for everything that the caption names: is each object there and as often as it says, in the right colour, "
+    "and in the right place towards the others? Say first what you see, then compare it with the caption.\n"
+    'Answer with one JSON object and nothing else. It has three keys: "Thought" (what you see and how it compares), '
+    '"Score" (0 if all of the caption is right, otherwise -1) and "Reason" (what is wrong; empty if Score is 0). '
+    "For example:\n"
+    '{{"Thought": "One dog lies on a sofa, as the caption says.", "Score": 0, "Reason": ""}}\n'
+    '{{"Thought": "There are three dogs, and the caption asks for one.", "Score": -1, "Reason": "two dogs too many"}}'
+)
+
+
+@dataclass(frozen=True)
+class SelfSettings:
+    """Settings of `self`."""
+
+    form: Literal["yes", "json"] = setting("yes", "yes: P(yes) of a question; json: the paper's verdict in strict JSON")
+    max_tokens: int = setting(128, "longest verdict of the form json (the paper's code: 128)", low=1, high=4096)
+
+    def __post_init__(self) -> None:
+        check(self)
 
 
 class SelfCritic:
@@ -31,10 +61,52 @@ class SelfCritic:
 
     def score(self, images: Sequence[Image], tasks: Sequence[Task]) -> list[Score]:
         """One graded answer for each image; never abstains."""
-        questions = [f"Does this picture show {task.prompt.strip().rstrip('.?!')}?" for task in tasks]
-        return [Score(value) for value in self._backbone.answer(images, questions)]
+        return [Score(value) for value in self._backbone.answer(images, [question(task.prompt) for task in tasks])]
 
 
-def make(backbone: Backbone) -> Critic:
-    """The critic that asks this backbone."""
-    return SelfCritic(backbone)
+class JsonSelfCritic:
+    """Score = 1 + the verdict that the backbone writes: 0 (right) or -1 (wrong), or a number between."""
+
+    name = NAME
+
+    def __init__(self, backbone: Backbone, max_tokens: int = 128) -> None:
+        self._backbone, self._max_tokens = backbone, max_tokens
+
+    def score(self, images: Sequence[Image], tasks: Sequence[Task]) -> list[Score]:
+        """Abstains where the model writes anything but the JSON that it was asked for."""
+        requests = [_REQUEST.format(caption=json.dumps(task.prompt.strip(), ensure_ascii=False)) for task in tasks]
+        return [read_verdict(text) for text in self._backbone.describe(images, requests, self._max_tokens)]
+
+
+def question(prompt: str) -> str:
+    """The question about a whole prompt, in the words that the lab model has learnt."""
+    return f"Does this picture show {prompt.strip().rstrip('.?!')}?"
+
+
+def read_verdict(text: str) -> Score:
+    """The verdict in a reply that is one JSON object with a Score from -1 to 0; else an abstention."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        return Score(None, reason=f"the model's verdict is no JSON object: {shorten(text) or 'it is empty'}")
+    said: Any = found.get("Score")
+    reason = found.get("Reason")
+    if type(said) not in (int, float) or not -1 <= said <= 0:  # NaN is in no range
+        return Score(None, reason=f"the model's verdict has the Score {shorten(repr(said))}, which is not from -1 to 0")
+    return Score(1.0 + said, reason=shorten(reason, 200) if isinstance(reason, str) else "")
+
+
+def make(backbone: Backbone | None, settings: SelfSettings) -> Critic:
+    """The critic that asks this backbone. Raises UserError where there is none, or it cannot write."""
+    if backbone is None:
+        raise UserError("The critic 'self' asks the model that draws, and there is none here.")
+    if settings.form == "yes":
+        return SelfCritic(backbone)
+    if not hasattr(backbone, "describe"):
+        raise UserError(f"{backbone.info.name} cannot write about a picture, so 'self:json' cannot ask it; use 'self'.")
+    return JsonSelfCritic(backbone, settings.max_tokens)
+
+
+SETTINGS = SelfSettings

@@ -124,7 +124,7 @@ class Options(TypedDict, total=False):
     threshold: stop as soon as a draft's reward reaches it (default 1).
     seed: of the whole run (default 0); a draft's stream derives from it, the task id, the seed index and its number.
     held_out: critics that score only the returned image, after the search: not charged, never seen by it.
-    judge_first: whether they judge the first image, too (default yes): a report needs it to see a search that is fooled.
+    judge_first: whether they judge the first image too (default yes): a report needs it to see that a search is fooled.
     batch: searches side by side (default 32). Changes speed and memory, never a result.
     on_event: hears Started, DraftScored, RoundEnded and Finished as they happen.
     """
