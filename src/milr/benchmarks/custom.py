@@ -4,7 +4,7 @@
      "checks": ["Is there a clock?", "Does the long hand point to six?"]}
 
 Only `prompt` is needed. `checks` are questions whose answer is yes for a right picture, for critics that ask questions
-(none does yet: `self` asks about the whole prompt). Any other key goes to `metadata`, e.g. GenEval's `tag`, `include`
+(`vqa-score`, `judge:geneval-style`; `self` asks about the whole prompt). Any other key goes to `metadata`, e.g. GenEval's `tag`, `include`
 and `exclude` for the critic `geneval`.
 """
 

@@ -7,7 +7,8 @@ can say what would be fetched. Its settings class inherits `ModelSettings`. Noth
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -59,9 +60,11 @@ def load_model(kind: Any, folder: str, device: torch.device, dtype: torch.dtype)
     """
     name = Path(folder).name
     try:
-        model, info = kind.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
-        )
+        with _quietly():
+            model, info = kind.from_pretrained(
+                folder, dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True,
+                trust_remote_code=False,
+            )  # fmt: skip
     except OSError as error:
         raise UserError(f"{name} has no weights as safetensors; convert them, or choose another model.") from error
     except Exception as error:  # whatever a broken file makes of it
@@ -72,6 +75,20 @@ def load_model(kind: Any, folder: str, device: torch.device, dtype: torch.dtype)
     if missing:
         raise UserError(f"{name} is no complete {kind.__name__}: {missing[0]} and {len(missing) - 1} more are missing.")
     return model.to(device).eval().requires_grad_(False)
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without transformers' progress bar, which would tear up milr's own."""
+    from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
+
+    shown = is_progress_bar_enabled()
+    disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            enable_progress_bar()
 
 
 def in_batches(run: Callable[[Sequence[Item]], Sequence[Found]], items: Sequence[Item], batch: int) -> list[Found]:
