@@ -4,8 +4,8 @@
      "checks": ["Is there a clock?", "Does the long hand point to six?"]}
 
 Only `prompt` is needed. `checks` are questions whose answer is yes for a right picture, for critics that ask questions
-(`vqa-score`, `judge:geneval-style`; `self` asks about the whole prompt). Any other key goes to `metadata`, e.g. GenEval's `tag`, `include`
-and `exclude` for the critic `geneval`.
+(`vqa-score`, `judge:geneval-style`; `self` asks about the whole prompt). Any other key goes to `metadata`, e.g.
+GenEval's `tag`, `include` and `exclude` for the critic `geneval`.
 """
 
 from __future__ import annotations
