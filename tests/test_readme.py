@@ -35,7 +35,7 @@ def test_there_are_commands_to_check():
 def test_commands_on_the_pages_exist_with_their_options(page, line):
     words = shlex.split(line)[1:]
     command = [word for word in words[:2] if word.isalpha() and word.islower() and not word.startswith("-")]
-    command = command[: 2 if command[:1] == ["lab"] else 1]
+    command = command[: 2 if command[:1] in (["lab"], ["critic"]) else 1]
     shown = help_of(tuple(command))
     for option in (word.split("=")[0] for word in words if word.startswith("--")):
         assert re.search(rf"{re.escape(option)}\b", shown), f"{page}: {line}"

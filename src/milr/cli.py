@@ -857,6 +857,29 @@ def critic_calibrate(
     print(json.dumps(found) if as_json else to_markdown(found))
 
 
+@critic.command("serve")
+def critic_serve(
+    name: Annotated[str, typer.Argument(metavar="CRITIC", help="A critic, as --reward takes it.")],
+    port: Annotated[int, typer.Option(help="0 takes any free one.")] = 9000,
+    host: Annotated[str, typer.Option(help="Where to listen; beyond loopback a token is needed.")] = "127.0.0.1",
+    token_env: Annotated[
+        str, typer.Option(metavar="VARIABLE", help="Environment variable with the token that clients must send.")
+    ] = "MILR_CRITIC_TOKEN",
+    model: Annotated[str, typer.Option(help="Model of the critic 'self'.")] = "lab",
+    max_judge_cost: MaxJudgeCost = None,
+    device: Device = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+) -> None:
+    """Offer a critic over HTTP, to milr elsewhere and to other programs (docs/critics/service.md); Ctrl-C stops it."""
+    _check_model(model)
+    from milr.runs.service import serve
+
+    serve(
+        name, host=host, port=port, token_env=token_env, model=model, device=device, dtype=dtype,
+        max_judge_cost=max_judge_cost, tell=lambda line: print(line, flush=True),
+    )  # fmt: skip
+
+
 # --- lab ------------------------------------------------------------------------------------------------------
 
 
