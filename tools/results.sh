@@ -82,7 +82,7 @@ for part in ${*:-tuning main second ablation milr diagnosis critics regularisers
     bench noise "--prompt-seed 31005 --limit 100 --reward noise --held-out scene --baseline single" \
       single $sampled milr:paper milr:official repair
     ;;
-  ratios) # lambda_t x lambda_v
+  ratios) # lambda_t x lambda_v; then shares of the entropy, so that each prompt has ratios of its own
     for search in milr:repaired repair; do
       methods=
       for text in 0.1 0.2 0.4 1; do
@@ -93,6 +93,12 @@ for part in ${*:-tuning main second ablation milr diagnosis critics regularisers
       # shellcheck disable=SC2086
       bench "ratios-${search%%:*}" "--prompt-seed 941 --limit 200" $methods
     done
+    fixed=milr:repaired,text_ratio=0.2,image_ratio=0.1
+    entropy=milr:repaired,ratio_of=entropy
+    bench ratios-entropy "--prompt-seed 941 --limit 200 --baseline $fixed" $fixed \
+      $entropy,text_ratio=0.3,image_ratio=0.05 $entropy,text_ratio=0.3,image_ratio=0.2 \
+      $entropy,text_ratio=0.6,image_ratio=0.05 $entropy,text_ratio=0.6,image_ratio=0.2 \
+      $entropy,text_ratio=0.9,image_ratio=0.05 repair
     ;;
   *)
     echo "unknown part: $part; there are tuning main second ablation milr diagnosis critics regularisers noise ratios" >&2

@@ -48,7 +48,7 @@ def table(name: str) -> str:
     found = json.loads((DATA / f"{name}.json").read_text())
     if "before_and_after" in found:
         return diagnosis(found)
-    if all(RATIO.search(name) for name in found["searches"]):
+    if len({RATIO.sub("", name) for name in found["searches"]}) == 1 and RATIO.search(next(iter(found["searches"]))):
         return grid(found)
     return to_markdown(found).strip()
 

@@ -932,6 +932,31 @@ def lab_train(
     print(train(out, recipe, device, tell=lambda line: print(line, file=sys.stderr, flush=True), prompts=prompts))
 
 
+@lab.command("train-critic")
+def lab_train_critic(
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The head to write (.safetensors).")],
+    model: Annotated[str, typer.Option(help="The model on whose states it stands, and that draws.")] = "lab",
+    prompts: Annotated[int, typer.Option(min=5, help="Prompts of the training side.")] = 2000,
+    drafts: Annotated[int, typer.Option(min=1, help="Drafts of each.")] = 3,
+    seed: Annotated[int, typer.Option(help="Seed of prompts and drafts.")] = 1,
+    device: Device = "auto",
+) -> None:
+    """Fit the critic 'learned' to the oracle's verdicts on drafts; killed, the same command goes on."""
+    if out.exists():
+        raise UserError(f"{out} exists; name another file with --out.")
+    if out.suffix != ".safetensors":
+        raise UserError(f"The head is a .safetensors file; write --out {out.name}.safetensors.")
+    _check_model(model)
+    from milr.backbones import load
+    from milr.lab.train_critic import CriticRecipe, train_critic
+
+    card = train_critic(
+        load(model, device=device), out, CriticRecipe(prompts, drafts, seed),
+        tell=lambda line: print(line, file=sys.stderr, flush=True),
+    )  # fmt: skip
+    print(json.dumps(card))
+
+
 @lab.command("sheet")
 def lab_sheet(
     out: Annotated[Path, typer.Option(metavar="FILE", help="The picture to write (PNG).")] = Path("sheet.png"),

@@ -50,6 +50,9 @@ class Toy:
     def answer(self, images: Sequence[Image.Image], questions: Sequence[str]) -> list[float]:
         raise NotImplementedError
 
+    def understand(self, images: Sequence[Image.Image], questions: Sequence[str]) -> Tensor:
+        raise NotImplementedError
+
     def describe(self, images: Sequence[Image.Image], questions: Sequence[str], max_tokens: int) -> list[str]:
         raise NotImplementedError
 

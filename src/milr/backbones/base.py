@@ -51,6 +51,10 @@ class Backbone(Protocol):
         """P(yes) against P(no), in [0, 1], for one question about each image (the understanding path)."""
         ...
 
+    def understand(self, images: Sequence[Image], questions: Sequence[str]) -> torch.Tensor:
+        """The final hidden state, [B, D] float32, from which the answer to a question about each image would follow."""
+        ...
+
     def describe(self, images: Sequence[Image], questions: Sequence[str], max_tokens: int) -> list[str]:
         """The most probable answer in words to one question about each image, cut after `max_tokens` tokens."""
         ...

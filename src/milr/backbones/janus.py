@@ -9,10 +9,10 @@ from __future__ import annotations
 import math
 import re
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import lru_cache
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -25,6 +25,8 @@ from milr.backbones.base import BackboneInfo
 from milr.backbones.checkpoint import LARGEST_BATCH, find
 from milr.backbones.decoding import Cache, Decoded, Decoder, Plan, Stage, decode, guide, prefix_length, uniforms
 from milr.drafts import Choice, Cost, Drawn, Forced, Greedy, Latents, Order, UserError
+
+Found = TypeVar("Found")
 
 # Where a checkpoint says nothing: the guidance of Janus-Pro's own script, the text limit of MILR's code.
 DEFAULT_GUIDANCE = 5.0
@@ -260,20 +262,46 @@ class JanusBackbone:
     @torch.no_grad()
     def answer(self, images: Sequence[Image.Image], questions: Sequence[str]) -> list[float]:
         """P(yes) against P(no) for a question about each image: the mass on either word's first tokens."""
-        answers: list[float] = []
-        for start in range(0, len(images), self.max_batch):
-            chosen = slice(start, start + self.max_batch)
-            answers += self._answer_batch(images[chosen], questions[chosen])
-        return answers
+        if not images:
+            return []
+        chances = self.text_logits(self.understand(images, questions)).softmax(-1)
+        yes = chances[:, sorted(self.prompts.yes)].sum(-1)
+        no = chances[:, sorted(self.prompts.no)].sum(-1)
+        return cast("list[float]", (yes / (yes + no).clamp(min=1e-30)).tolist())
+
+    @torch.no_grad()
+    def understand(self, images: Sequence[Image.Image], questions: Sequence[str]) -> Tensor:
+        """The final hidden states, [B, D] float32, from which the answers would follow; no image gives [0, D]."""
+
+        def look(chosen: slice) -> list[Tensor]:
+            sequences = [self.prompts.question(question) for question in questions[chosen]]
+            return list(self._look(images[chosen], sequences, 0)[0].float())
+
+        states = self._in_batches(look, len(images))
+        return torch.stack(states) if states else torch.empty(0, self.info.hidden_size)
 
     @torch.no_grad()
     def describe(self, images: Sequence[Image.Image], questions: Sequence[str], max_tokens: int) -> list[str]:
         """The most probable answer to a question about each image, cut after `max_tokens` tokens."""
-        answers: list[str] = []
-        for start in range(0, len(images), self.max_batch):
-            chosen = slice(start, start + self.max_batch)
-            answers += self._describe_batch(images[chosen], questions[chosen], max_tokens)
-        return answers
+
+        def look(chosen: slice) -> list[str]:
+            return self._describe_batch(images[chosen], questions[chosen], max_tokens)
+
+        return self._in_batches(look, len(images))
+
+    def _in_batches(self, look: Callable[[slice], list[Found]], count: int) -> list[Found]:
+        """Look at so many images, in batches that are halved when memory runs out."""
+        found: list[Found] = []
+        while len(found) < count:
+            chosen = slice(len(found), len(found) + self.max_batch)
+            try:
+                found += look(chosen)
+            except torch.OutOfMemoryError:
+                if self.max_batch == 1:
+                    raise
+                self.max_batch //= 2
+                torch.cuda.empty_cache()
+        return found
 
     def text_end(self) -> int:
         return self.prompts.end
@@ -375,13 +403,6 @@ class JanusBackbone:
         return images
 
     # Understanding
-
-    def _answer_batch(self, images: Sequence[Image.Image], questions: Sequence[str]) -> list[float]:
-        last, _, _ = self._look(images, [self.prompts.question(question) for question in questions], 0)
-        chances = self.text_logits(last).softmax(-1)
-        yes = chances[:, sorted(self.prompts.yes)].sum(-1)
-        no = chances[:, sorted(self.prompts.no)].sum(-1)
-        return cast("list[float]", (yes / (yes + no).clamp(min=1e-30)).tolist())
 
     def _describe_batch(self, images: Sequence[Image.Image], questions: Sequence[str], max_tokens: int) -> list[str]:
         sequences = [self.prompts.question(question, closing="") for question in questions]

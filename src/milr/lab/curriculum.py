@@ -118,12 +118,20 @@ def make_item(category: str, rng: random.Random, riddles: float = 0.0) -> Item:
 
 def unseen_items(count: int, seed: int, categories: tuple[str, ...] = CATEGORIES) -> list[Item]:
     """`count` distinct test prompts, categories in turn. The same seed always gives the same list."""
-    rng = random.Random(f"milr-lab-test-{seed}")
+    return _items(count, random.Random(f"milr-lab-test-{seed}"), categories, of_test=True)
+
+
+def training_items(count: int, seed: int, categories: tuple[str, ...] = CATEGORIES) -> list[Item]:
+    """`count` distinct prompts of the training side, as `unseen_items` has them of the test side."""
+    return _items(count, random.Random(f"milr-lab-training-{seed}"), categories, of_test=False)
+
+
+def _items(count: int, rng: random.Random, categories: tuple[str, ...], of_test: bool) -> list[Item]:
     items: list[Item] = []
     seen: set[str] = set()
     while len(items) < count:
         item = make_item(categories[len(items) % len(categories)], rng)
-        if item.prompt in seen or not is_test_prompt(item.prompt) or parse(item.prompt).meaning != item.meaning:
+        if is_test_prompt(item.prompt) != of_test or item.prompt in seen or parse(item.prompt).meaning != item.meaning:
             continue
         seen.add(item.prompt)
         items.append(item)
