@@ -24,7 +24,7 @@ greedy_tuned=$greedy,image_temperature=1.3,guidance=1.5
 development="--prompt-seed 921 --limit 120 --category riddle --category composition --category position
   --category attribute --category counting"
 
-for part in ${*:-tuning main second ablation milr diagnosis critics regularisers noise ratios}; do
+for part in ${*:-tuning main second ablation milr diagnosis critics regularisers noise ratios trust}; do
   case $part in
   tuning) # the same effort for each of the three: the default and seven others
     bench tuning-best-of-n "$development" \
@@ -100,8 +100,25 @@ for part in ${*:-tuning main second ablation milr diagnosis critics regularisers
       $entropy,text_ratio=0.6,image_ratio=0.05 $entropy,text_ratio=0.6,image_ratio=0.2 \
       $entropy,text_ratio=0.9,image_ratio=0.05 repair
     ;;
+  trust) # which critic comes closest to the oracle: as judges of 2,000 drafts, and as rewards
+    parts=vqa-score,model=backbone,parts=yes
+    mkdir -p out/results
+    test -e out/results/calibration.json || .venv/bin/milr critic calibrate self learned "$parts" scene-lite \
+      "mix:0.5*self+0.5*scene-lite" "mix:0.5*learned+0.5*scene-lite" noise \
+      --prompt-seed 31032 --limit 500 --drafts 4 --out out/results/calibration.json
+    trust() { # NAME REWARD
+      bench "trust-$1" "--prompt-seed 31031 --limit 150 --reward $2 --baseline $sampled $3" $sampled repair
+    }
+    trust scene scene ""
+    trust scene-lite scene-lite "--held-out scene"
+    trust learned learned "--held-out scene"
+    trust mix-learned "mix:0.5*learned+0.5*scene-lite" "--held-out scene"
+    trust self self "--held-out scene"
+    trust mix-self "mix:0.5*self+0.5*scene-lite" "--held-out scene"
+    trust parts "$parts" "--held-out scene"
+    ;;
   *)
-    echo "unknown part: $part; there are tuning main second ablation milr diagnosis critics regularisers noise ratios" >&2
+    echo "unknown part: $part; there are tuning main second ablation milr diagnosis critics regularisers noise ratios trust" >&2
     exit 2
     ;;
   esac

@@ -14,11 +14,13 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import statistics
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from milr.runs.calibrate import to_markdown as calibration_table
 from milr.runs.report import to_markdown
 
 ROOT = Path(__file__).parents[1]
@@ -39,18 +41,57 @@ def take(results: Path) -> None:
         recipe, run = report.parts[-3:-1]
         name = f"recipe-{recipe}" if run == "scenes" else f"recipe-{recipe}-{run}"
         (DATA / f"{name}.json").write_bytes(report.read_bytes())
-    for diagnosis in sorted(results.glob("diagnosis-*.json")):
-        (DATA / diagnosis.name).write_bytes(diagnosis.read_bytes())
+    for single in sorted([*results.glob("diagnosis-*.json"), *results.glob("calibration*.json")]):
+        (DATA / single.name).write_bytes(single.read_bytes())
+    for plot in sorted(results.glob("calibration*.svg")):
+        (ROOT / "docs" / "images" / plot.name).write_bytes(plot.read_bytes())
 
 
 def table(name: str) -> str:
     """What belongs between the marks."""
+    if name == "trust":
+        return trust()
     found = json.loads((DATA / f"{name}.json").read_text())
+    if found.get("format", "").startswith("milr-calibration"):
+        return calibration_table(found).strip()
     if "before_and_after" in found:
         return diagnosis(found)
     if len({RATIO.sub("", name) for name in found["searches"]}) == 1 and RATIO.search(next(iter(found["searches"]))):
         return grid(found)
     return to_markdown(found).strip()
+
+
+def trust() -> str:
+    """Each critic as the reward, judged by the oracle: success of best-of-n and of repair, and the hacking gap."""
+    rows, spread = [], {"best-of-n": [], "repair": []}
+    for file in sorted(DATA.glob("trust-*.json")):
+        report = json.loads(file.read_text())
+        best, repair = (report["searches"][name] for name in ("best-of-n:sampled-text", "repair"))
+        judged = [search["held_out"].get("scene", search["optimised"]) for search in (best, repair)]
+        gaps = [
+            f"{of['gap']:+.3f} [{of['gap_low']:+.3f}, {of['gap_high']:+.3f}]" if "gap" in of else "" for of in judged
+        ]
+        shares = [f"{of['success']:.3f} [{of['low']:.3f}, {of['high']:.3f}]" for of in judged]
+        rows.append((judged[1]["success"], f"| {report['critic']} | {' | '.join([*shares, *gaps])} |"))
+        if report["critic"] != "scene":
+            spread["best-of-n"].append(judged[0]["success"])
+            spread["repair"].append(judged[1]["success"])
+    lines = [
+        f"{report['prompts']} prompts, {report['budget']} calls; success as scene judges, 95 % intervals; gap: mean "
+        "reward minus mean held-out score.",
+        "",
+        "| reward | best-of-n | repair | gap of best-of-n | gap of repair |",
+        "|---|---|---|---|---|",
+        *(row for _, row in sorted(rows, reverse=True)),
+        "",
+        f"Over the {len(spread['repair'])} critics but the oracle: "
+        + "; ".join(
+            f"{name} from {min(of):.3f} to {max(of):.3f}, standard deviation {statistics.stdev(of):.3f}"
+            for name, of in spread.items()
+        )
+        + ".",
+    ]
+    return "\n".join(lines)
 
 
 def grid(report: Mapping[str, Any]) -> str:
