@@ -6,6 +6,7 @@ import pytest
 
 from command import ROOT, Milr
 from milr import registry
+from milr.critics import naming
 from milr.drafts import UserError
 from milr.runs.bench import Terms, choose_methods, plan_of
 from milr.runs.recipes import read_recipe
@@ -36,6 +37,8 @@ def test_every_recipe_can_be_run(file):
         registry.find("benchmark", run.benchmark)
     for run in recipe.runs_for("janus-pro-7b"):
         registry.find("benchmark", run.benchmark)
+        for critic in (run.reward, *run.held_out):
+            naming.settings_of(naming.find(critic))
         assert run.baseline in [method.name for method in choose_methods(run.searches)]
 
 
