@@ -481,7 +481,11 @@ def bench(
             if (aside := put_aside(one.folder)) is not None:
                 console.print(f"the run that was in {one.folder} is now {aside}", markup=False, highlight=False)
     for one in benches:
-        one.run(machine, console)
+        try:
+            one.run(machine, console)
+        except KeyboardInterrupt:
+            print(f"milr: stopped by Ctrl-C; the same command goes on from what is in {one.folder}.", file=sys.stderr)
+            raise typer.Exit(130) from None
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 PAID_KEY = "OPENAI_API_KEY"
+PAID_URL = "https://api.openai.com/v1"
 LARGEST_REPLY = 1 << 20  # bytes of a response; a verdict has some hundred
 LONGEST_REASON = 200  # characters of a reason
 SHORTEST_SECRET = 8  # letters; local servers are given stand-ins such as "x", which any reply may hold
@@ -56,9 +57,7 @@ class ChatSettings:
     """Settings of every critic that asks over HTTP."""
 
     model: str = setting("gpt-4o", "the server's name of the model")
-    url: str = setting(
-        "https://api.openai.com/v1", "address without /chat/completions, or $NAME: an environment variable with it"
-    )
+    url: str = setting(PAID_URL, "address without /chat/completions, or $NAME: an environment variable with it")
     key: str = setting(PAID_KEY, "NAME of the environment variable that holds the key; none: send no key")
     timeout: float = setting(60.0, "seconds that one request may take", low=0.01, high=3600)
     attempts: int = setting(5, "requests in all until a question counts as unanswered", low=1, high=100)
@@ -172,7 +171,7 @@ class Chat:
     """One server and model. Its methods may be called from any thread."""
 
     def __init__(self, settings: ChatSettings) -> None:
-        """Raises UserError where the address is none, or a variable that must hold it is not set."""
+        """Raises UserError where the address is none, or a variable that must hold it or the key is not set."""
         _packages()
         self.settings = settings
         self.spent = Spent()
@@ -182,7 +181,9 @@ class Chat:
             _price(settings.price_in, "MILR_PRICE_IN"),
             _price(settings.price_out, "MILR_PRICE_OUT"),
         )
+        self._check_key()
         self._dearest: float | None = None  # the most that a reply has cost
+        self._reached = False  # whether the server ever answered anything
         self._place = NOWHERE
         self._kept: dict[str, Reply] = {}
         self._lock = threading.Lock()
@@ -226,10 +227,20 @@ class Chat:
                     raise
         return [replies[name] for name, _ in prepared]
 
+    def ask(self, questions: Sequence[Question]) -> list[Reply]:
+        """`ask_all` for critics. As long as the server has not answered at all, nothing is an abstention: then its
+        address is wrong or it does not run, and thousands of drafts would be written down as not scored. Raises
+        UserError."""
+        replies = self.ask_all(questions)
+        silent = next((reply for reply in replies if reply.text is None), None)
+        if silent is not None and not self._reached:
+            raise UserError(f"The judge does not answer ({silent.reason}); start its server, or correct 'url'.")
+        return replies
+
     def yes_probabilities(self, images: Sequence[Image], questions: Sequence[str]) -> list[tuple[float | None, str]]:
         """P(yes) / (P(yes) + P(no)) of the first token of each answer, or None and the reason."""
         asked = [Question(text, image, first_token=True) for image, text in zip(images, questions, strict=True)]
-        return [self._yes(reply) for reply in self.ask_all(asked)]
+        return [self._yes(reply) for reply in self.ask(asked)]
 
     def _client(self, at_once: int) -> httpx.Client:
         """Connections for one batch: none stays open between batches, in a fork or at the end."""
@@ -340,6 +351,7 @@ class Chat:
         body = bytearray()
         try:
             with client.stream("POST", f"{self._url}/chat/completions", content=content, headers=headers) as response:
+                self._reached = True
                 for piece in response.iter_bytes():
                     body += piece
                     if len(body) > LARGEST_REPLY:
@@ -390,6 +402,17 @@ class Chat:
         return chance["yes"] / total, ""
 
     # --- key and prices ---------------------------------------------------------------------------------------
+
+    def _check_key(self) -> None:
+        """Raise UserError where a key is needed and its variable is not set: a user's own name of one always is,
+        the usual one where it would go to OpenAI. Servers of one's own often want none."""
+        name = self.settings.key
+        is_needed = name != PAID_KEY or urlsplit(self._url).hostname == urlsplit(PAID_URL).hostname
+        if name not in ("", "none") and is_needed and not os.environ.get(name, "").strip():
+            raise UserError(
+                f"The key for {self._host} should be in the variable {name}, which is not set; put it there, or write "
+                "key=none (and url=...) for a server of your own that wants none."
+            )
 
     def _key(self) -> str:
         """The key, read anew each time, so that no object here holds it. Raises UserError where it is none."""

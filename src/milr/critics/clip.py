@@ -64,11 +64,12 @@ class Clip:
         """`processor` is where tokenizer and picture sizes are, if not beside the weights."""
         from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel
 
+        target = settings.target()
         folder = folder_of(model)
         reader = folder if processor is None else _folder_without_weights(processor)
         self._tokenizer = load_processor(AutoTokenizer, reader)
         self._pictures = load_processor(CLIPImageProcessorPil, reader)  # Pillow's resizing, as CLIP was trained
-        self._model = load_model(CLIPModel, folder, *settings.target())
+        self._model = load_model(CLIPModel, folder, *target)
         self._longest = int(self._model.config.text_config.max_position_embeddings)
         self._batch = settings.batch
 

@@ -61,8 +61,8 @@ class Mask2Former:
     def __init__(self, name_or_dir: str, settings: ModelSettings) -> None:
         from transformers import Mask2FormerForUniversalSegmentation, Mask2FormerImageProcessorPil
 
-        folder = folder_of(name_or_dir)
         self._device, self._dtype = settings.target()
+        folder = folder_of(name_or_dir)
         self._batch = settings.batch
         self._model = load_model(Mask2FormerForUniversalSegmentation, folder, self._device, self._dtype)
         self.classes = int(self._model.config.num_labels)
@@ -94,8 +94,8 @@ class GroundingDino:
     def __init__(self, name_or_dir: str, settings: ModelSettings) -> None:
         from transformers import GroundingDinoForObjectDetection, GroundingDinoImageProcessorPil
 
-        folder = folder_of(name_or_dir)
         self._device, self._dtype = settings.target()
+        folder = folder_of(name_or_dir)
         self._batch = settings.batch
         self._model = load_model(GroundingDinoForObjectDetection, folder, self._device, self._dtype)
         self._processor = image_processor(
@@ -143,8 +143,8 @@ class Owlv2:
     def __init__(self, name_or_dir: str, settings: ModelSettings) -> None:
         from transformers import Owlv2ForObjectDetection, Owlv2ImageProcessorPil
 
-        folder = folder_of(name_or_dir)
         self._device, self._dtype = settings.target()
+        folder = folder_of(name_or_dir)
         self._batch = settings.batch
         self._model = load_model(Owlv2ForObjectDetection, folder, self._device, self._dtype)
         side = int(self._model.config.vision_config.image_size)
@@ -192,8 +192,8 @@ class Depth:
     def __init__(self, name_or_dir: str, settings: ModelSettings) -> None:
         from transformers import DPTImageProcessorPil
 
-        folder = folder_of(name_or_dir)
         self._device, self._dtype = settings.target()
+        folder = folder_of(name_or_dir)
         self._batch = settings.batch
         self._model = load_model(_depth_class(folder), folder, self._device, self._dtype)
         self._processor = image_processor(DPTImageProcessorPil, folder)

@@ -206,7 +206,7 @@ class Judge:
         faults = dict.fromkeys(range(len(requests)), "")
         for number in range(1, TRIES + 1):
             waiting = [index for index in range(len(requests)) if index not in found]
-            replies = self.chat.ask_all([requests[index].question(faults[index], number) for index in waiting])
+            replies = self.chat.ask([requests[index].question(faults[index], number) for index in waiting])
             for index, reply in zip(waiting, replies, strict=True):
                 if reply.text is None:
                     found[index] = reply.reason

@@ -62,7 +62,8 @@ def make(backbone: Backbone, settings: Learned) -> Critic:
     if len(weight) != backbone.info.hidden_size:
         raise UserError(
             f"The head of '{NAME}' reads states of {len(weight)} numbers, those of {backbone.info.name} have "
-            f"{backbone.info.hidden_size}; train one for this model with 'milr lab train-critic' and name it: {NAME}:FILE."
+            f"{backbone.info.hidden_size}; train one for this model with 'milr lab train-critic' and name it: "
+            f"{NAME}:FILE."
         )
     return LearnedCritic(backbone, weight, bias)
 

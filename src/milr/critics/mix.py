@@ -73,7 +73,7 @@ def read(formula: str) -> Formula:
         inside = [part.strip() for part in naming.split_outside_brackets(call[2], ",")]
         if call[1] == "gate":
             return _gate(formula, inside)
-        parts = tuple(_critic(part) for part in inside)
+        parts = tuple(_critic(part, formula) for part in inside)
         if len(parts) < 2:
             raise UserError(f"'{shorten(formula)}' has one critic; {call[1]} takes two or more, with commas between.")
         return Formula(call[1], parts, (1.0,) * len(parts))
@@ -87,7 +87,7 @@ def read(formula: str) -> Formula:
     for term in terms:
         number, star, name = term.partition("*")
         weights.append(_number(number, formula) if star else 1.0)
-        names.append(_critic(name if star else term))
+        names.append(_critic(name if star else term, formula))
     total = sum(weights)
     if not total > 0 or min(weights) < 0:
         raise UserError(f"The weights in '{shorten(formula)}' must be positive numbers.")
@@ -148,13 +148,15 @@ def _gate(formula: str, inside: Sequence[str]) -> Formula:
     bar = _number(match[2], formula)
     if not 0 < bar <= 1:
         raise UserError(f"The bar of a gate lies above 0 and up to 1, not at {bar:g}.")
-    return Formula("gate", (_critic(match[1]), _critic(inside[1])), (bar, 1.0))
+    return Formula("gate", (_critic(match[1], formula), _critic(inside[1], formula)), (bar, 1.0))
 
 
-def _critic(text: str) -> str:
+def _critic(text: str, formula: str) -> str:
     text = text.strip()
     if text.startswith("[") and text.endswith("]"):
         text = text[1:-1].strip()
+    if not text:
+        raise UserError(f"The name of a critic is missing in '{shorten(formula)}'.")
     named = naming.find(text)
     naming.settings_of(named)
     return named.text

@@ -6,15 +6,19 @@ can say what would be fetched. Its settings class inherits `ModelSettings`. Noth
 
 from __future__ import annotations
 
+import json
+import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from milr import hub
 from milr.drafts import UserError
+from milr.registry import shorten
 from milr.settings import check, setting
 
 if TYPE_CHECKING:
@@ -34,12 +38,27 @@ class ModelSettings:
 
     def __post_init__(self) -> None:
         check(self)
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
+            raise UserError(f"Unknown device '{shorten(self.device)}'; use auto, cpu, cuda or cuda:N.")
+        if self.dtype not in ("auto", *hub.DTYPES):
+            raise UserError(f"Unknown dtype '{shorten(self.dtype)}'; use auto, {', '.join(hub.DTYPES)}.")
+
+    def loads(self, published: Mapping[str, int]) -> Mapping[str, int]:
+        """Which of a critic's MODELS these settings load, with their bytes, or what a user put in their place."""
+        return downloads(
+            [str(getattr(self, item.name)) for item in fields(self) if item.default in published], published
+        )
 
     def target(self) -> tuple[torch.device, torch.dtype]:
-        """Device and number format that these settings mean here. Raises UserError."""
+        """Device and number format that these settings mean here. Raises UserError; ask before anything is fetched."""
         device = hub.device_of(self.device)
         auto = "float32" if device.type == "cpu" else "bfloat16"
         return device, hub.dtype_of(auto if self.dtype == "auto" else self.dtype, device)
+
+
+def downloads(models: Sequence[str], published: Mapping[str, int]) -> dict[str, int]:
+    """Those that are hub repositories, not folders, with the bytes of their weights (0: nobody here knows)."""
+    return {name: published.get(name, 0) for name in models if hub.is_repository(name) and not os.path.isdir(name)}
 
 
 def folder_of(name_or_dir: str) -> str:
@@ -59,6 +78,9 @@ def load_model(kind: Any, folder: str, device: torch.device, dtype: torch.dtype)
     Weights that the file lacks would be random and silently spoil every score, so they are refused.
     """
     name = Path(folder).name
+    wanted, found = getattr(getattr(kind, "config_class", None), "model_type", None), _model_type(folder)
+    if None not in (wanted, found) and wanted != found:
+        raise UserError(f"{name} is a model of the type '{found}', and '{wanted}' is needed; name another one.")
     try:
         with _quietly():
             model, info = kind.from_pretrained(
@@ -69,7 +91,8 @@ def load_model(kind: Any, folder: str, device: torch.device, dtype: torch.dtype)
         raise UserError(f"{name} has no weights as safetensors; convert them, or choose another model.") from error
     except Exception as error:  # whatever a broken file makes of it
         raise UserError(
-            f"{name} cannot be loaded as a {kind.__name__} ({str(error).strip().splitlines()[0][:200]})."
+            f"{name} cannot be loaded as a {kind.__name__} ({shorten(str(error), 200)}); fetch it again or name "
+            "another one."
         ) from error
     missing = sorted(info["missing_keys"])
     if missing:
@@ -79,16 +102,29 @@ def load_model(kind: Any, folder: str, device: torch.device, dtype: torch.dtype)
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Without transformers' progress bar, which would tear up milr's own."""
-    from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
+    """Without transformers' progress bar, which would tear up milr's own, and its reports: what they say of missing
+    weights is an error here."""
+    from transformers.utils import logging as reports
 
-    shown = is_progress_bar_enabled()
-    disable_progress_bar()
+    shown, verbosity = reports.is_progress_bar_enabled(), reports.get_verbosity()
+    reports.disable_progress_bar()
+    reports.set_verbosity(logging.CRITICAL)
     try:
         yield
     finally:
+        reports.set_verbosity(verbosity)
         if shown:
-            enable_progress_bar()
+            reports.enable_progress_bar()
+
+
+def _model_type(folder: str) -> str | None:
+    """What a checkpoint's config.json calls its architecture, if it says so."""
+    try:
+        said = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    found = said.get("model_type") if isinstance(said, dict) else None
+    return found if isinstance(found, str) else None
 
 
 def in_batches(run: Callable[[Sequence[Item]], Sequence[Found]], items: Sequence[Item], batch: int) -> list[Found]:

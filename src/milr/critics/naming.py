@@ -100,10 +100,12 @@ def stands_alone(critic: str | Named) -> bool:
 
 
 def models_of(critic: str | Named) -> Mapping[str, int]:
-    """Hub repositories that a critic loads by default, with the bytes of their weights; of a mix, those of its parts."""
+    """Hub repositories whose weights a critic loads with its settings, with their bytes (0: nobody here knows); of a
+    mix, those of its parts."""
     named = find(critic) if isinstance(critic, str) else critic
     module, settings = registry.load(named.part), settings_of(named)
-    found: dict[str, int] = dict(getattr(module, "MODELS", {}))
+    published, loads = getattr(module, "MODELS", {}), getattr(settings, "loads", None)
+    found: dict[str, int] = dict(published if loads is None else loads(published))
     for one in module.components(settings) if hasattr(module, "components") else ():
         found.update(models_of(one))
     return found

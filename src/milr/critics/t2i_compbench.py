@@ -309,6 +309,7 @@ def _both(pair: tuple[Any, Any]) -> tuple[Detection, Detection] | None:
 
 def make(backbone: Backbone | None, settings: Compbench) -> Critic:
     """The critic. All models must be there, before any picture is drawn; each is loaded when it is needed first."""
+    settings.target()
     for setting_name in ("vqa", "detector", "depth", "clip"):
         name = getattr(settings, setting_name)
         if not any(Path(folder_of(name)).glob("*.safetensors")):

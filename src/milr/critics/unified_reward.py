@@ -13,16 +13,16 @@ behind a server (`url`).
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from milr.critics.base import Critic, Place
 from milr.critics.chat import Chat, ChatSettings, Question
-from milr.critics.models import ModelSettings
+from milr.critics.models import ModelSettings, downloads
 from milr.drafts import Check, Score, Task
 from milr.registry import shorten
-from milr.settings import check, setting
+from milr.settings import setting
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 NAME = "unified-reward"
 SUMMARY = "UnifiedReward 7B grades match and quality from 1 to 5, here or on a server; unified-reward:2.0 the newer one"
 NEEDS_BACKBONE = False
-MODELS = {"CodeGoat24/UnifiedReward-qwen-7b": 16_584_333_312}
+MODELS = {"CodeGoat24/UnifiedReward-qwen-7b": 16_584_333_312, "CodeGoat24/UnifiedReward-2.0-qwen-7b": 16_584_333_312}
 TAKES = "version"
 PUBLISHED = {"1": "CodeGoat24/UnifiedReward-qwen-7b", "2.0": "CodeGoat24/UnifiedReward-2.0-qwen-7b"}
 ASPECTS = ("alignment", "coherence", "style")
@@ -82,7 +82,16 @@ class UnifiedRewardSettings(ModelSettings, ChatSettings):
         if self.url:
             ChatSettings.__post_init__(self)
         ChatSettings(key=self.key)  # no key may stand in a critic's name, whether it is used or not
-        check(self)
+        ModelSettings.__post_init__(self)
+
+    @property
+    def named(self) -> str:
+        """The model that is meant: a user's own, else the published one of the version."""
+        return self.model or PUBLISHED[self.version]
+
+    def loads(self, published: Mapping[str, int]) -> Mapping[str, int]:
+        """Nothing where a server does the work."""
+        return {} if self.url else downloads([self.named], published)
 
 
 class UnifiedRewardCritic:
@@ -143,13 +152,13 @@ def read_aspects(text: str, aspect: str = "mean") -> Score:
 
 def make(backbone: Backbone | None, settings: UnifiedRewardSettings) -> Critic:
     """The critic, with its model loaded or its server known."""
-    settings = replace(settings, model=settings.model or PUBLISHED[settings.version])
+    settings = replace(settings, model=settings.named)
     if settings.url:
         chat = Chat(settings)
 
         def ask(images: Sequence[Image], requests: Sequence[str]) -> list[tuple[str | None, str]]:
             asked = [Question(text, image) for image, text in zip(images, requests, strict=True)]
-            return [(reply.text, reply.reason) for reply in chat.ask_all(asked)]
+            return [(reply.text, reply.reason) for reply in chat.ask(asked)]
 
         return UnifiedRewardCritic(ask, settings, chat)
     from milr.critics.vlm import VisionLanguageModel

@@ -13,24 +13,40 @@ from typing import TYPE_CHECKING, Any
 
 from milr.critics.models import ModelSettings, folder_of, in_batches, load_model
 from milr.drafts import UserError
+from milr.registry import shorten
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+TOKENIZERS = ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model")
 YES = ("yes", "Yes", " yes", " Yes")
 NO = ("no", "No", " no", " No")
 
 
 def load_processor(kind: Any, folder: str) -> Any:
     """What turns text or pictures into a model's inputs, from the files of a folder. Raises UserError."""
-    from transformers import BaseImageProcessor
+    from transformers import AutoTokenizer, BaseImageProcessor
 
+    if kind is AutoTokenizer:
+        check_tokenizer(folder)
     guard = {} if issubclass(kind, BaseImageProcessor) else {"trust_remote_code": False}
     try:
         return kind.from_pretrained(folder, local_files_only=True, **guard)
     except Exception as error:  # whatever a broken or missing file, or a missing package, makes of it
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise UserError(f"{kind.__name__} cannot read the files of {Path(folder).name} ({reason}).") from error
+        reason = shorten((str(error).strip().splitlines() or [type(error).__name__])[0].split(". ")[0], 200)
+        raise UserError(
+            f"{kind.__name__} cannot read the files of {Path(folder).name} ({reason}); name a complete checkpoint."
+        ) from error
+
+
+def check_tokenizer(folder: str) -> None:
+    """Raise UserError where a tokenizer's words are missing: transformers would make one without words, and every score
+    would be noise."""
+    if not any((Path(folder) / name).is_file() for name in TOKENIZERS):
+        raise UserError(
+            f"transformers cannot read the files of {Path(folder).name} (no tokenizer is among them); name a complete "
+            "checkpoint."
+        )
 
 
 class VisionLanguageModel:
@@ -39,11 +55,13 @@ class VisionLanguageModel:
     def __init__(self, model: str, settings: ModelSettings) -> None:
         from transformers import AutoModelForImageTextToText
 
+        target = settings.target()
         folder = folder_of(model)
         self._processor = _processor(folder)
         tokenizer = getattr(self._processor, "tokenizer", None)
         if tokenizer is None:  # transformers gives a bare tokenizer (or image processor) for other models
             raise UserError(f"{model} does not read both pictures and text; choose a vision-language model.")
+        check_tokenizer(folder)
         if not (self._processor.chat_template or tokenizer.chat_template):
             raise UserError(f"{model} has no chat template, so it cannot be asked; choose an instruct model.")
         tokenizer.padding_side = "left"  # so that the next token of every row is in one column
@@ -52,7 +70,7 @@ class VisionLanguageModel:
         self._control = re.compile("|".join(map(re.escape, sorted(control, key=len, reverse=True))) or r"(?!)")
         self._yes, self._no = answer_tokens(tokenizer)
         self._batch = settings.batch
-        self._model = load_model(AutoModelForImageTextToText, folder, *settings.target())
+        self._model = load_model(AutoModelForImageTextToText, folder, *target)
         ends = self._model.generation_config.eos_token_id
         self._ends = {ends} if isinstance(ends, int) else set(ends or ())
 

@@ -34,8 +34,8 @@ class Git:
     def __init__(self, name_or_dir: str, settings: ModelSettings) -> None:
         from transformers import GitForCausalLM
 
-        folder = folder_of(name_or_dir)
         self._device, self._dtype = settings.target()
+        folder = folder_of(name_or_dir)
         self._batch = settings.batch
         self._model = load_model(GitForCausalLM, folder, self._device, self._dtype)
         self._processor = _square_processor(folder, self._model.config.vision_config.image_size)
@@ -74,8 +74,8 @@ class Blip:
     def __init__(self, name_or_dir: str, settings: ModelSettings) -> None:
         from transformers import BlipForQuestionAnswering, BlipImageProcessorPil
 
-        folder = folder_of(name_or_dir)
         self._device, self._dtype = settings.target()
+        folder = folder_of(name_or_dir)
         self._batch = settings.batch
         self._model = load_model(BlipForQuestionAnswering, folder, self._device, self._dtype)
         side = int(self._model.config.vision_config.image_size)
@@ -122,8 +122,8 @@ class Clip:
     def __init__(self, name_or_dir: str, settings: ModelSettings) -> None:
         from transformers import CLIPModel
 
-        folder = folder_of(name_or_dir)
         self._device, self._dtype = settings.target()
+        folder = folder_of(name_or_dir)
         self._batch = settings.batch
         self._model = load_model(CLIPModel, folder, self._device, self._dtype)
         self._processor = _square_processor(folder, self._model.config.vision_config.image_size)

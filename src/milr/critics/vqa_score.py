@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -23,7 +23,7 @@ from milr.critics.base import Critic, Place
 from milr.critics.chat import Chat, ChatSettings
 from milr.critics.models import ModelSettings
 from milr.drafts import Check, Score, Task, UserError
-from milr.settings import check, setting
+from milr.settings import setting
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -55,9 +55,17 @@ class VqaSettings(ModelSettings, ChatSettings):
         if self.url:
             ChatSettings.__post_init__(self)
         ChatSettings(key=self.key)  # no key may stand in a critic's name, whether it is used or not
-        check(self)
+        ModelSettings.__post_init__(self)
         if self.url and self.model == BACKBONE:
             raise UserError(f"model={BACKBONE} is the model that draws here; leave out either it or the url.")
+
+    @property
+    def asks_backbone(self) -> bool:
+        return self.model == BACKBONE
+
+    def loads(self, published: Mapping[str, int]) -> Mapping[str, int]:
+        """Nothing where a server does the work."""
+        return {} if self.url else super().loads(published)
 
 
 class VqaCritic:
@@ -84,11 +92,10 @@ def questions(task: Task, settings: VqaSettings) -> list[tuple[str, str]]:
     """What a task is asked, each as it goes to the model and as a report shows it."""
     own = task.metadata.get("checks")
     prompt = task.prompt.strip()
-    to_backbone = settings.model == BACKBONE
-    closing = "" if to_backbone else " Answer the question with Yes or No."  # a backbone adds its own
+    closing = "" if settings.asks_backbone else " Answer the question with Yes or No."  # a backbone adds its own
     if isinstance(own, (list, tuple)) and own and all(isinstance(one, str) for one in own):
         return [(one + closing, one) for one in own]
-    whole = self_critic.question(prompt) if to_backbone else f'Does this image show "{prompt}"?'
+    whole = self_critic.question(prompt) if settings.asks_backbone else f'Does this image show "{prompt}"?'
     some = [whole, *(things(prompt) if settings.parts else ())]
     return [(one + closing, one) for one in some]
 
@@ -142,7 +149,7 @@ def make(backbone: Backbone | None, settings: VqaSettings) -> Critic:
     if settings.url:
         chat = Chat(settings)
         return VqaCritic(chat.yes_probabilities, settings, chat)
-    if settings.model != BACKBONE:
+    if not settings.asks_backbone:
         from milr.critics.vlm import VisionLanguageModel
 
         return VqaCritic(VisionLanguageModel(settings.model, settings).yes_probabilities, settings)

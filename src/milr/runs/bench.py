@@ -107,7 +107,8 @@ class Local:
                 keeper.keep(outcome_of(method, trajectory))
         except Interrupted as stop:
             for trajectory in stop.trajectories:
-                if trajectory.stopped != "interrupted":  # else it goes on from its drafts
+                # Else it goes on from its drafts, also where only the held-out critics have not judged it yet.
+                if trajectory.stopped != "interrupted" and len(trajectory.held_out) == len(held_out):
                     keeper.keep(outcome_of(method, trajectory))
             keeper.sync()
             raise

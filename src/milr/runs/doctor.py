@@ -69,8 +69,10 @@ def examine_critic(name: str) -> Finding:
     missing = {model: size for model, size in models.items() if hub.cached(model) is None}
     if not missing:
         return Finding("critics", name, f"ready: {', '.join(models)} in the cache", True)
-    listed = ", ".join(f"{model} {size / 1e9:.1f} GB" for model, size in missing.items())
-    text = f"fetches {sum(missing.values()) / 1e9:.1f} GB when first used: {listed}"
+    sizes = {model: f"{size / 1e9:.1f} GB" if size else "of unknown size" for model, size in missing.items()}
+    listed = ", ".join(f"{model} {size}" for model, size in sizes.items())
+    least = "" if all(missing.values()) else "at least "
+    text = f"fetches {least}{sum(missing.values()) / 1e9:.1f} GB when first used: {listed}"
     return Finding("critics", name, text, None)
 
 

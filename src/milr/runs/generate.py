@@ -201,10 +201,10 @@ def prepare(request: Request) -> Plan:
     search = registry.find("search", request.search)
     reward = None if request.reward is None else _named(request.reward)
     held_out = tuple(_named(critic) for critic in request.held_out)
-    names = [critic.name for critic in held_out]
-    if reward is not None and reward.name in names:
+    meant = [_meant(critic) for critic in held_out]
+    if reward is not None and _meant(reward) in meant:
         raise UserError(f"'{reward.name}' is the reward, so it cannot be held out; name another critic.")
-    if len(set(names)) < len(names):
+    if any(one in meant[:number] for number, one in enumerate(meant)):
         raise UserError("A held-out critic is named twice; name each once.")
 
     from milr.settings import find_preset, preset_name, settings_from
@@ -357,6 +357,11 @@ def _named(critic: str | Critic) -> Critic | naming.Named:
     named = naming.find(critic)
     naming.settings_of(named)
     return named
+
+
+def _meant(critic: Critic | naming.Named) -> object:
+    """The same for two texts that mean one critic: 'judge' and 'judge:general'."""
+    return (critic.part.name, naming.settings_of(critic)) if isinstance(critic, naming.Named) else critic.name
 
 
 def _make(critic: Critic | naming.Named, backbone: Backbone, place: Place) -> Critic:

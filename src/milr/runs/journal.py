@@ -167,18 +167,25 @@ class Journal:
         if not file.exists():
             if self._stream.tell() > 0:
                 raise UserError(f"{self.folder} holds a journal without run.json; name another folder with --out.")
-            lines = "".join(json.dumps(asdict(task)) + "\n" for task in self.tasks)
-            write_atomically(self.folder / "tasks.jsonl", lines.encode())
-            write_atomically(file, (json.dumps(self.head, indent=2) + "\n").encode())
+            self._write_head()
             return
         head = read_head(self.folder)
         differs = next((key for key in self.head if head.get(key) != self.head[key]), None)
+        if differs is not None and all("started" in line for line in read_lines(self.folder)):
+            self._stream.truncate(0)  # nothing was drawn (a critic could not be loaded, say): the folder is free
+            self._write_head()
+            return
         if differs is not None:
             raise UserError(
                 f"{self.folder} belongs to a run with another {differs.replace('_', ' ')} "
                 f"({_short(head.get(differs))}, not {_short(self.head[differs])}); name another folder with --out, "
                 "or add --force-new to put that run aside."
             )
+
+    def _write_head(self) -> None:
+        lines = "".join(json.dumps(asdict(task)) + "\n" for task in self.tasks)
+        write_atomically(self.folder / "tasks.jsonl", lines.encode())
+        write_atomically(self.folder / "run.json", (json.dumps(self.head, indent=2) + "\n").encode())
 
     def _read(self) -> None:
         end = 0

@@ -130,8 +130,10 @@ def score(
 
     Returns one JSON object: `pictures` with each score, and for each critic `success` (share with a score of 1) and
     `score` (mean), both with 95 % intervals over prompts, by category too, the benchmark's own score (of the means of
-    its categories), and abstentions.
+    its categories), and abstentions. Raises UserError where two critics have one name.
     """
+    if len({critic.name for critic in critics}) < len(critics):
+        raise UserError("A critic is named twice; name each once.")
     rows: list[dict[str, Any]] = []
     for start in range(0, len(pictures), AT_ONCE):
         some = pictures[start : start + AT_ONCE]

@@ -239,13 +239,14 @@ def serve(
 
 
 def needs_backbone(critic: str | naming.Named) -> bool:
-    """Whether a critic, or a part of a mix, asks the model that draws. One with a model of its own does not."""
+    """Whether a critic, or a part of a mix, asks the model that draws. One with a model of its own does not, unless its
+    settings say so (`asks_backbone`, as those of `vqa-score,model=backbone`)."""
     named = naming.find(critic) if isinstance(critic, str) else critic
-    module = registry.load(named.part)
+    module, settings = registry.load(named.part), naming.settings_of(named)
     components = getattr(module, "components", None)
     if components is not None:
-        return any(needs_backbone(one) for one in components(naming.settings_of(named)))
-    return bool(getattr(module, "NEEDS_BACKBONE", True))
+        return any(needs_backbone(one) for one in components(settings))
+    return bool(getattr(module, "NEEDS_BACKBONE", True) or getattr(settings, "asks_backbone", False))
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -255,5 +256,5 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except (OSError, UnicodeError) as error:
-        why = getattr(error, "strerror", None) or str(error)
+        why = (getattr(error, "strerror", None) or str(error)).partition(" (while")[0]  # the rest repeats the address
         raise UserError(f"Cannot listen at {host}, port {port} ({why}); choose another --host or --port.") from error

@@ -378,7 +378,8 @@ class Lane:
                     raise RuntimeError(f"the search chose draft {choice} of {len(self.drafts)}")
                 self.best = choice
             if all(kept.reward is None for kept in self.drafts):
-                self.notes.append(f"No draft could be scored; draft {self.best} is kept unjudged.")
+                why = self.drafts[self.best].score.reason
+                self.notes.append(f"No draft could be scored ({why}); draft {self.best} is kept unjudged.")
         best_reward = self.drafts[self.best].reward
         self.tell(DraftScored(self.task, self.seed_index, draft, self.best, best_reward, self.budget, recorded))
 
