@@ -31,20 +31,26 @@ RATIO = re.compile(r"text_ratio=([\d.]+),image_ratio=([\d.]+)")
 
 
 def take(results: Path) -> None:
-    """Copy the finished reports and diagnoses of a folder of runs into docs/data, the curves into docs/images."""
+    """Copy finished reports, diagnoses and calibrations of a folder of runs into docs/data, and the plots that a page
+    shows into docs/images. Reports of before the present format are left where they are."""
+    pages = "".join(page.read_text() for page in PAGES)
+
+    def keep(name: str, source: Path) -> None:
+        if not {"searches", "critics", "before_and_after"} & set(json.loads(source.read_text())):
+            print(f"left out, of an older format: {source}")
+            return
+        (DATA / f"{name}.json").write_bytes(source.read_bytes())
+        for plot in (source.with_name("curves.svg"), source.with_suffix(".svg")):
+            if plot.exists() and f"images/{name}.svg" in pages:
+                (ROOT / "docs" / "images" / f"{name}.svg").write_bytes(plot.read_bytes())
+
     for report in sorted(results.glob("*/report.json")):
-        (DATA / f"{report.parent.name}.json").write_bytes(report.read_bytes())
-        curves = report.with_name("curves.svg")
-        if curves.exists():
-            (ROOT / "docs" / "images" / f"{report.parent.name}.svg").write_bytes(curves.read_bytes())
+        keep(report.parent.name, report)
     for report in sorted(results.glob("*/*/report.json")):  # a recipe's folder holds one folder a run
         recipe, run = report.parts[-3:-1]
-        name = f"recipe-{recipe}" if run == "scenes" else f"recipe-{recipe}-{run}"
-        (DATA / f"{name}.json").write_bytes(report.read_bytes())
+        keep(f"recipe-{recipe}" if run == "scenes" else f"recipe-{recipe}-{run}", report)
     for single in sorted([*results.glob("diagnosis-*.json"), *results.glob("calibration*.json")]):
-        (DATA / single.name).write_bytes(single.read_bytes())
-    for plot in sorted(results.glob("calibration*.svg")):
-        (ROOT / "docs" / "images" / plot.name).write_bytes(plot.read_bytes())
+        keep(single.stem, single)
 
 
 def table(name: str) -> str:
