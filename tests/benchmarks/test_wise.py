@@ -72,3 +72,10 @@ def test_no_copy(tmp_path):
         wise_verified.tasks(data=tmp_path)
     with pytest.raises(UserError, match="Cannot read"):
         wise.tasks(data=tmp_path / "none.json")
+
+
+def test_each_protocol_asks_for_its_own_files(tmp_path):
+    with pytest.raises(UserError, match="of the verified JSON files"):
+        wise_verified.tasks(data=tmp_path)
+    with pytest.raises(UserError, match="of the JSON files"):
+        wise.tasks(data=tmp_path)

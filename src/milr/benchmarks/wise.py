@@ -39,7 +39,7 @@ def tasks(
     `seed` changes nothing. `metadata` holds `prompt_id`, `subcategory` and `explanation`; the explanation gives the
     answer away, so it is for the judge alone (the driver shows no search a task's metadata).
     """
-    return read_tasks("wise", data, FIRST_IDS, count, categories)
+    return read_tasks("wise", data, DATA_HELP, FIRST_IDS, count, categories)
 
 
 def score(consistency: float, realism: float, aesthetic: float) -> float:
@@ -59,15 +59,20 @@ def overall(by_category: Mapping[str, float]) -> float:
 
 
 def read_tasks(
-    name: str, data: Path | None, first_ids: Sequence[int], count: int | None, categories: Sequence[str]
+    name: str,
+    data: Path | None,
+    data_help: str,
+    first_ids: Sequence[int],
+    count: int | None,
+    categories: Sequence[str],
 ) -> list[Task]:
     """Tasks out of the user's copy. Raises UserError where there is none, or where a file is not WISE's."""
     if data is None:
-        raise UserError(f"milr may not ship the prompts of '{name}'; give your copy with --data: {DATA_HELP}.")
+        raise UserError(f"milr may not ship the prompts of '{name}'; give your copy with --data: {data_help}.")
     files = sorted(data.glob("*.json")) if data.is_dir() else [data]
     if not files:
-        raise UserError(f"There is no JSON file in {data}; --data is {DATA_HELP}.")
-    lines = sorted((line for file in files for line in _read(file)), key=lambda line: int(line["prompt_id"]))
+        raise UserError(f"There is no JSON file in {data}; --data is {data_help}.")
+    lines = sorted((line for file in files for line in _read(file, data_help)), key=lambda line: int(line["prompt_id"]))
     ids = [int(line["prompt_id"]) for line in lines]
     if len(set(ids)) < len(ids):
         raise UserError(f"{data} has a prompt_id twice (legacy and verified files together?); keep one version there.")
@@ -100,20 +105,20 @@ def weighted(by_category: Mapping[str, float], first_ids: Sequence[int]) -> floa
     return sum(sizes[name] * value for name, value in by_category.items()) / total
 
 
-def _read(file: Path) -> list[Mapping[str, Any]]:
+def _read(file: Path, data_help: str) -> list[Mapping[str, Any]]:
     try:
         lines = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"Cannot read {file} ({error.strerror}); --data is {DATA_HELP}.") from error
+        raise UserError(f"Cannot read {file} ({error.strerror}); --data is {data_help}.") from error
     except ValueError as error:
-        raise UserError(f"{file} is no JSON ({error}); --data is {DATA_HELP}.") from error
+        raise UserError(f"{file} is no JSON ({error}); --data is {data_help}.") from error
     fits = isinstance(lines, list) and all(
         isinstance(line, dict) and isinstance(line.get("Prompt"), str) and _is_id(line.get("prompt_id"))
         for line in lines
     )
     if not fits:
         raise UserError(
-            f"{file} is not a list of WISE prompts (Prompt, prompt_id 1 to {LAST_ID}); --data is {DATA_HELP}."
+            f"{file} is not a list of WISE prompts (Prompt, prompt_id 1 to {LAST_ID}); --data is {data_help}."
         )
     return list(lines)
 

@@ -24,7 +24,7 @@ def tasks(
     data: Path | None = None,
 ) -> list[Task]:
     """As `wise.tasks`, from the verified files; ids are 'wise-verified-<prompt_id>'."""
-    return read_tasks(NAME, data, FIRST_IDS, count, categories)
+    return read_tasks(NAME, data, DATA_HELP, FIRST_IDS, count, categories)
 
 
 def overall(by_category: Mapping[str, float]) -> float:
