@@ -64,3 +64,4 @@ def test_it_is_shown_as_a_table_and_a_plot():
     assert plot.startswith("<svg")
     assert "a&lt;b" in plot
     assert "silent" not in plot
+    assert "- silent abstained on 160, first because: critic 'silent' abstained without a reason" in to_markdown(report)

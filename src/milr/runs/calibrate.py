@@ -44,6 +44,7 @@ def calibrate(
     prompt_of, truth = [], []
     said: dict[str, list[float]] = {critic.name: [] for critic in critics}
     seconds = dict.fromkeys(said, 0.0)
+    reasons: dict[str, str] = {}  # of each critic's first abstention
     for start in range(0, len(jobs), BATCH):
         some = jobs[start : start + BATCH]
         orders = [
@@ -58,6 +59,9 @@ def calibrate(
             scores = judge(critic, images, asked)
             seconds[critic.name] += time.perf_counter() - began
             said[critic.name] += [np.nan if score.value is None else score.value for score in scores]
+            why = next((score.reason for score in scores if score.value is None), None)
+            if why is not None:
+                reasons.setdefault(critic.name, why)
         tell(len(truth), len(jobs))
     prompts, values = np.array(prompt_of), np.array(truth)
     known = np.isfinite(values)
@@ -74,7 +78,8 @@ def calibrate(
         "right": _share(right),
         "critics": {
             name: {**_trust(scores, right, prompts), "spearman_with_oracle": _spearman(scores, values),
-                   "seconds_a_picture": round(seconds[name] / max(1, len(jobs)), 5)}
+                   "seconds_a_picture": round(seconds[name] / max(1, len(jobs)), 5),
+                   **({"abstained_because": reasons[name]} if name in reasons else {})}
             for name, scores in scores_of.items()
         },
         "agreement": {
@@ -163,7 +168,7 @@ def to_markdown(found: Mapping[str, Any]) -> str:
         within = of.get("auc_within_prompts")
         prompts = "" if within is None else f" ({within['prompts']} prompts)"
         lines.append(
-            f"| {name} | {_cell(of.get('auc'))} | {_cell(within)}{prompts} | {of['spearman_with_oracle']} | "
+            f"| {name} | {_cell(of.get('auc'))} | {_cell(within)}{prompts} | {_rank(of['spearman_with_oracle'])} | "
             f"{of.get('brier', '')} | {of['judged']} | {1000 * of['seconds_a_picture']:.1f} |"
         )
     names = list(found["critics"])
@@ -175,9 +180,19 @@ def to_markdown(found: Mapping[str, Any]) -> str:
         "|---" * (1 + len(names)) + "|",
     ]
     for name in names:
-        cells = ["" if other == name else str(found["agreement"][name][other]) for other in names]
+        cells = ["" if other == name else _rank(found["agreement"][name][other]) for other in names]
         lines.append(f"| {name} | {' | '.join(cells)} |")
+    lines += [
+        f"{'' if number else chr(10)}- {name} abstained on {of['abstained']}, first because: {of['abstained_because']}"
+        for number, (name, of) in enumerate(
+            (name, of) for name, of in found["critics"].items() if of.get("abstained_because")
+        )
+    ]
     return "\n".join(lines) + "\n"
+
+
+def _rank(value: float | None) -> str:
+    return "none" if value is None else f"{value:.3f}"
 
 
 def _cell(value: Mapping[str, float] | None) -> str:
