@@ -9,9 +9,8 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -23,8 +22,6 @@ from milr.version import __version__
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from milr.drafts import Task
-    from milr.runs.bench import Terms
     from milr.runs.generate import Result
     from milr.runs.output import Folder
     from milr.runs.recipes import RecipeRun
@@ -269,16 +266,6 @@ def _settings(given: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def _check_categories(chosen: Iterable[str] | None, there: Sequence[str]) -> None:
-    from milr.registry import did_you_mean
-
-    for name in chosen or ():
-        if name not in there:
-            raise UserError(
-                f"Unknown category '{_line(name, 60)}'.{did_you_mean(name, there)} There are {', '.join(there)}."
-            )
-
-
 def _batch(text: str) -> int | None:
     if text == "auto":
         return None
@@ -447,13 +434,14 @@ def bench(
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
 ) -> None:
     """Searches side by side on the same prompts at equal cost, with intervals; killed, it goes on where it stopped."""
+    from milr.runs.planned import Machine, PlannedRun, reward_of
     from milr.runs.recipes import RecipeRun, read_recipe
 
     chosen: tuple[RecipeRun, ...]
     if recipe is None:
         chosen = (
             RecipeRun(
-                "", "", benchmark, tuple(search or ()), reward or _reward_of(benchmark), tuple(held_out or ()),
+                "", "", benchmark, tuple(search or ()), reward or reward_of(benchmark), tuple(held_out or ()),
                 baseline, limit, tuple(category or ()), prompt_seed, budget, threshold, seed, seeds,
             ),
         )  # fmt: skip
@@ -471,92 +459,28 @@ def bench(
     _check_model(model)
     if executor not in ("local", "ray"):
         raise UserError(f"Unknown executor '{_line(executor, 60)}'; it is local or ray.")
-    machine = _Machine(model, device, dtype, _batch(batch), executor, workers, address, max_judge_cost)
-    benches = [_Bench(run, data, out / run.name, max_abstain, about) for run in chosen]  # all is checked before a load
+    machine = Machine(model, device, dtype, _batch(batch), executor, workers, address, max_judge_cost)
+    planned = [  # all is checked before a load
+        PlannedRun(run, out / run.name, data=data, max_abstain=max_abstain, about=about) for run in chosen
+    ]
+    from milr.runs.live import Pace
+    from milr.runs.report import to_markdown
+
     console = _progress_console()
     if force_new:
         from milr.runs.journal import put_aside
 
-        for one in benches:
+        for one in planned:
             if (aside := put_aside(one.folder)) is not None:
                 console.print(f"the run that was in {one.folder} is now {aside}", markup=False, highlight=False)
-    for one in benches:
+    for one in planned:
         try:
-            one.run(machine, console)
+            report = one.run(machine, Pace(console).hear)
         except KeyboardInterrupt:
             print(f"milr: stopped by Ctrl-C; the same command goes on from what is in {one.folder}.", file=sys.stderr)
             raise typer.Exit(130) from None
-
-
-@dataclass(frozen=True)
-class _Machine:
-    """Which model draws, and on what."""
-
-    model: str
-    device: str
-    dtype: str
-    batch: int | None
-    executor: str
-    workers: int | None
-    address: str | None
-    max_judge_cost: float | None
-
-    def executor_for(self, terms: Terms, folder: Path) -> Any:
-        """A context manager that gives who draws, for the run in `folder`."""
-        from milr.critics.base import Place
-
-        place = Place(folder, self.max_judge_cost)
-        if self.executor == "ray":
-            from milr.runs.cluster import Cluster
-
-            return Cluster(
-                self.model, terms, device=self.device, dtype=self.dtype, batch=self.batch, workers=self.workers,
-                address=self.address, place=place,
-            )  # fmt: skip
-        from milr.backbones import load
-        from milr.runs.bench import Local
-
-        return nullcontext(Local(load(self.model, device=self.device, dtype=self.dtype), self.batch, place))
-
-
-class _Bench:
-    """One run of `milr bench`: everything that its words can get wrong is found when it is made."""
-
-    def __init__(
-        self, wanted: RecipeRun, data: Path | None, folder: Path, max_abstain: float, about: dict[str, str]
-    ) -> None:
-        from milr import registry
-        from milr.runs.bench import METHODS, Terms, choose_methods, plan_of
-        from milr.runs.report import BASELINE
-
-        self.folder, self.max_abstain = folder, max_abstain
-        self.tasks = _tasks_of(wanted.benchmark, wanted.limit, wanted.prompt_seed, list(wanted.category), data)
-        self.methods = choose_methods(wanted.searches) if wanted.searches else METHODS
-        names = [method.name for method in self.methods]
-        if wanted.baseline is not None and wanted.baseline not in names:
-            baseline = registry.shorten(wanted.baseline)
-            raise UserError(f"The baseline '{baseline}' is none of the methods: {', '.join(names)}.")
-        self.baseline = wanted.baseline or (BASELINE if BASELINE in names else names[0])
-        self.terms = Terms(
-            wanted.budget, wanted.threshold, wanted.seed, wanted.seeds, wanted.reward, wanted.held_out
-        )  # fmt: skip
-        for method in self.methods:
-            plan_of(method, self.terms)
-        categories = {"categories": list(wanted.category)} if wanted.category else {}
-        self.about = {"benchmark": wanted.benchmark, "prompt_seed": wanted.prompt_seed, **categories, **about}
-
-    def run(self, machine: _Machine, console: Console) -> None:
-        from milr.runs.bench import bench as run_bench
-        from milr.runs.live import Pace
-        from milr.runs.report import to_markdown
-
-        with machine.executor_for(self.terms, self.folder) as executor:
-            report = run_bench(
-                executor, self.tasks, self.folder, self.terms, methods=self.methods, baseline=self.baseline,
-                max_abstain=self.max_abstain, about=self.about, tell=Pace(console).hear,
-            )  # fmt: skip
         print(to_markdown(report))
-        print(f"written: {', '.join(str(self.folder / name) for name in ('report.md', 'report.json', 'curves.svg'))}")
+        print(f"written: {', '.join(str(one.folder / name) for name in ('report.md', 'report.json', 'curves.svg'))}")
 
 
 @app.command()
@@ -634,6 +558,7 @@ def score(
     from milr import registry
     from milr.critics import naming
     from milr.critics.base import Place
+    from milr.runs.planned import choose_tasks
     from milr.runs.score import LAYOUTS, find_pictures, to_markdown
     from milr.runs.score import score as judge_pictures
 
@@ -646,7 +571,7 @@ def score(
     judges = [naming.find(name) for name in critic or [part.REWARD]]
     for one in judges:
         naming.settings_of(one)
-    pictures = find_pictures(folder, layout, _tasks_of(benchmark, None, None, None, data))
+    pictures = find_pictures(folder, layout, choose_tasks(benchmark, data=data))
     _check_model(model)
     from milr.backbones import load
 
@@ -688,39 +613,6 @@ def export(
         raise UserError(f"The run has {len(names)} methods; name one with --search: {', '.join(names)}.")
     count = write(reading, search or names[0], layout, out)
     print(f"written: {count} pictures in {out}")
-
-
-def _reward_of(benchmark: str) -> str:
-    """The critic that fits a benchmark."""
-    from milr import registry
-
-    return str(getattr(registry.load(registry.find("benchmark", benchmark)), "REWARD", "self"))
-
-
-def _tasks_of(
-    benchmark: str, limit: int | None, prompt_seed: int | None, category: list[str] | None, data: Path | None
-) -> Sequence[Task]:
-    """The prompts that the options choose. `milr.benchmarks.base` says what a benchmark may offer."""
-    from milr import registry
-
-    prompts = registry.load(registry.find("benchmark", benchmark))
-    takes_data = hasattr(prompts, "DATA_HELP")
-    if data is not None and not takes_data:
-        raise UserError(f"The benchmark '{benchmark}' has its prompts; leave --data out.")
-    if category and hasattr(prompts, "CATEGORIES"):
-        _check_categories(category, prompts.CATEGORIES)
-    elif category and not takes_data:
-        raise UserError(f"The benchmark '{benchmark}' has no categories; leave --category out.")
-    is_fixed = getattr(prompts, "FIXED", takes_data)
-    found: Sequence[Task] = prompts.tasks(
-        limit if limit is not None or is_fixed else 300,
-        prompt_seed if prompt_seed is not None or is_fixed else 0,
-        *([tuple(category)] if category else ()),
-        **({"data": data} if takes_data else {}),
-    )
-    if not found:
-        raise UserError(f"No prompt of '{benchmark}' is left; ask for other categories.")
-    return found
 
 
 # --- list, doctor ---------------------------------------------------------------------------------------------
@@ -836,13 +728,14 @@ def critic_calibrate(
     """How often critics prefer right pictures to wrong ones, and how often pictures of a score are right."""
     from milr.critics import naming
     from milr.critics.base import Place
+    from milr.runs.planned import choose_tasks
 
     judges = [naming.find(name) for name in (*critics, against)]
     for one in judges:
         naming.settings_of(one)
     if len({one.name for one in judges}) < len(judges):
         raise UserError("A critic is named twice; name each once, and none that is also --against.")
-    tasks = _tasks_of(benchmark, limit, prompt_seed, None, data)
+    tasks = choose_tasks(benchmark, limit, prompt_seed, data=data)
     _check_model(model)
     from milr.backbones import load
     from milr.runs.calibrate import calibrate, reliability, to_markdown
@@ -898,8 +791,9 @@ def lab_prompts(
 ) -> None:
     """Test prompts of the embedded world, none of them seen in training, with the checks that decide them."""
     from milr.lab.curriculum import CATEGORIES, prompt_records
+    from milr.runs.planned import check_categories
 
-    _check_categories(category, CATEGORIES)
+    check_categories(category or (), CATEGORIES)
     for record in prompt_records(n, seed, tuple(category or CATEGORIES)):
         print(json.dumps(record) if as_json else f"{record['category']:12} {record['prompt']}")
 

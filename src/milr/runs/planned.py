@@ -1,0 +1,140 @@
+"""Runs of `milr bench`, checked before anything heavy is loaded: which prompts, which methods, who judges, on what.
+
+A recipe and a command line become the same `RecipeRun`; `PlannedRun` finds everything that its words can get wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from milr import registry
+from milr.drafts import Task, UserError
+
+if TYPE_CHECKING:
+    from milr.runs.bench import Progress, Terms
+    from milr.runs.recipes import RecipeRun
+
+FRESH = 300  # prompts of a benchmark that has no fixed set
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Which model draws, and on what. `batch` None: as many searches side by side as the model draws at once."""
+
+    model: str = "lab"
+    device: str = "auto"
+    dtype: str = "auto"
+    batch: int | None = None
+    executor: str = "local"
+    workers: int | None = None
+    address: str | None = None
+    max_judge_cost: float | None = None
+
+    def executor_for(self, terms: Terms, folder: Path) -> Any:
+        """A context manager that gives who draws, for the run in `folder`. Loads the model."""
+        from milr.critics.base import Place
+
+        place = Place(folder, self.max_judge_cost)
+        if self.executor == "ray":
+            from milr.runs.cluster import Cluster
+
+            return Cluster(
+                self.model, terms, device=self.device, dtype=self.dtype, batch=self.batch, workers=self.workers,
+                address=self.address, place=place,
+            )  # fmt: skip
+        from milr.backbones import load
+        from milr.runs.bench import Local
+
+        return nullcontext(Local(load(self.model, device=self.device, dtype=self.dtype), self.batch, place))
+
+
+class PlannedRun:
+    """One run: everything that its words can get wrong raises UserError when it is made."""
+
+    def __init__(
+        self,
+        wanted: RecipeRun,
+        folder: Path,
+        *,
+        data: Path | None = None,
+        max_abstain: float | None = None,
+        about: Mapping[str, str] | None = None,
+    ) -> None:
+        """`data`: the user's copy of the prompts; `about`: what else belongs in the report."""
+        from milr.runs.bench import METHODS, Terms, choose_methods, plan_of
+        from milr.runs.report import BASELINE, MAX_ABSTAIN
+
+        self.folder, self.max_abstain = folder, MAX_ABSTAIN if max_abstain is None else max_abstain
+        self.tasks = choose_tasks(wanted.benchmark, wanted.limit, wanted.prompt_seed, wanted.category, data)
+        self.methods = choose_methods(wanted.searches) if wanted.searches else METHODS
+        names = [method.name for method in self.methods]
+        if wanted.baseline is not None and wanted.baseline not in names:
+            baseline = registry.shorten(wanted.baseline)
+            raise UserError(f"The baseline '{baseline}' is none of the methods: {', '.join(names)}.")
+        self.baseline = wanted.baseline or (BASELINE if BASELINE in names else names[0])
+        self.terms = Terms(
+            wanted.budget, wanted.threshold, wanted.seed, wanted.seeds, wanted.reward, wanted.held_out
+        )  # fmt: skip
+        for method in self.methods:
+            plan_of(method, self.terms)
+        categories = {"categories": list(wanted.category)} if wanted.category else {}
+        self.about = {
+            "benchmark": wanted.benchmark, "prompt_seed": wanted.prompt_seed, **categories, **(about or {}),
+        }  # fmt: skip
+
+    def run(self, machine: Machine, tell: Callable[[Progress], None] | None = None) -> dict[str, Any]:
+        """Load the model, do what the folder lacks, and return the report (see `milr.runs.bench.bench`)."""
+        from milr.runs.bench import bench
+
+        with machine.executor_for(self.terms, self.folder) as executor:
+            return bench(
+                executor, self.tasks, self.folder, self.terms, methods=self.methods, baseline=self.baseline,
+                max_abstain=self.max_abstain, about=self.about, tell=tell,
+            )  # fmt: skip
+
+
+def reward_of(benchmark: str) -> str:
+    """The critic that fits a benchmark."""
+    return str(getattr(registry.load(registry.find("benchmark", benchmark)), "REWARD", "self"))
+
+
+def choose_tasks(
+    benchmark: str,
+    limit: int | None = None,
+    prompt_seed: int | None = None,
+    categories: Sequence[str] = (),
+    data: Path | None = None,
+) -> Sequence[Task]:
+    """The prompts that these options choose (`milr.benchmarks.base`: what a benchmark may offer). Raises UserError."""
+    prompts = registry.load(registry.find("benchmark", benchmark))
+    takes_data = hasattr(prompts, "DATA_HELP")
+    if data is not None and not takes_data:
+        raise UserError(f"The benchmark '{benchmark}' has its prompts; leave --data out.")
+    if categories and hasattr(prompts, "CATEGORIES"):
+        check_categories(categories, prompts.CATEGORIES)
+    elif categories and not takes_data:
+        raise UserError(f"The benchmark '{benchmark}' has no categories; leave --category out.")
+    is_fixed = getattr(prompts, "FIXED", takes_data)
+    found: Sequence[Task] = prompts.tasks(
+        limit if limit is not None or is_fixed else FRESH,
+        prompt_seed if prompt_seed is not None or is_fixed else 0,
+        *([tuple(categories)] if categories else ()),
+        **({"data": data} if takes_data else {}),
+    )
+    if not found:
+        raise UserError(f"No prompt of '{benchmark}' is left; ask for other categories.")
+    return found
+
+
+def check_categories(chosen: Iterable[str], there: Sequence[str]) -> None:
+    """UserError for a category that is not there."""
+    for name in chosen:
+        if name not in there:
+            raise UserError(
+                f"Unknown category '{registry.shorten(name)}'.{registry.did_you_mean(name, there)} There are "
+                f"{', '.join(there)}."
+            )
