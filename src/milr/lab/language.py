@@ -196,19 +196,22 @@ def _read_layout(sentences: list[str]) -> Scene | None:
 
 def _shows(scene: Scene, meaning: Meaning) -> bool:
     """Does the scene hold the plan's things, no others, in the plan's relations? Colours are as the plan says them."""
-    wanted = Counter({(group.noun, group.colour): group.count for group in meaning.groups})
+    wanted: Counter[tuple[str, str | None]] = Counter()
+    for group in meaning.groups:  # a misread plan may name one thing twice: 'a fish below a fish'
+        wanted[group.noun, group.colour] += group.count
     if Counter((thing.noun, thing.colour) for thing in scene.things) != wanted:
         return False
 
     def members(group: Group) -> list[Thing]:
         return [t for t in scene.things if (t.noun, t.colour) == (group.noun, group.colour)]
 
-    return all(
-        holds(relation.kind, cell_centre(first.cell), cell_centre(second.cell))
-        for relation in meaning.relations
-        for first in members(meaning.groups[relation.first])
-        for second in members(meaning.groups[relation.second])
-    )
+    def related(relation: Relation) -> bool:
+        first, second = (members(meaning.groups[side]) for side in (relation.first, relation.second))
+        pairs = [(a, b) for a in first for b in second if a is not b]
+        hold = [holds(relation.kind, cell_centre(a.cell), cell_centre(b.cell)) for a, b in pairs]
+        return any(hold) if first == second else all(hold)  # two of a kind: either may be meant
+
+    return all(related(relation) for relation in meaning.relations)
 
 
 def agrees(reading: Meaning, prompt: Meaning) -> bool:
