@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -70,6 +71,16 @@ def paired_means(differences: Sequence[float]) -> tuple[float, float, float]:
         (values,), np.mean, n_resamples=RESAMPLES, method="percentile", rng=np.random.default_rng(0), batch=500
     ).confidence_interval
     return float(values.mean()), float(found.low), float(found.high)
+
+
+def auc(scores: np.ndarray[Any, Any], right: np.ndarray[Any, Any]) -> float | None:
+    """The chance that a right one has the higher score than a wrong one (ties count half); None without both kinds."""
+    good = int(right.sum())
+    bad = len(right) - good
+    if not good or not bad:
+        return None
+    ranks = stats.rankdata(scores)
+    return float((ranks[right].sum() - good * (good + 1) / 2) / (good * bad))
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:

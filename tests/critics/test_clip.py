@@ -7,7 +7,7 @@ from safetensors.torch import load_file, save_file
 from tiny_models import pictures, tiny_clip
 from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel
 
-from milr.critics import clip, naming
+from milr.critics import clip, models, naming
 from milr.critics.models import ModelSettings
 from milr.drafts import Task, UserError
 
@@ -49,7 +49,7 @@ def test_features_may_come_bare_or_in_an_object():
         pooler_output = torch.tensor([[3.0, 4.0]])
 
     for features in (Output(), Output.pooler_output):
-        assert clip._direction(features).tolist() == [[pytest.approx(0.6), pytest.approx(0.8)]]
+        assert models.unit_vectors(features).tolist() == [[pytest.approx(0.6), pytest.approx(0.8)]]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 import json
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -12,6 +13,7 @@ from milr.drafts import Ask, Order, Sample, Task, UserError
 from milr.lab import train_critic as training
 from milr.lab.curriculum import is_test_prompt, training_items, unseen_items
 from milr.lab.train_critic import CriticRecipe, train_critic
+from milr.statistics import auc
 
 
 @pytest.fixture(scope="module")
@@ -104,10 +106,10 @@ def test_the_shipped_head_ranks_better_than_the_models_own_answer(lab, drafts):
     from milr.critics.self_critic import SelfCritic
 
     images, tasks = drafts
-    right = torch.tensor([score.value == 1 for score in SceneCritic().score(images, tasks)])
-    auc = {
-        name: training._auc(torch.tensor([score.value for score in critic.score(images, tasks)]), right)
+    right = np.array([score.value == 1 for score in SceneCritic().score(images, tasks)])
+    rank = {
+        name: auc(np.array([score.value for score in critic.score(images, tasks)]), right)
         for name, critic in (("learned", naming.make("learned", lab)), ("self", SelfCritic(lab)))
     }
     assert read_head(shipped_head())[0].shape == (256,)
-    assert auc["learned"] > max(0.8, auc["self"])
+    assert rank["learned"] > max(0.8, rank["self"])

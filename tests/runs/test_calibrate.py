@@ -3,7 +3,8 @@ import pytest
 from scipy import stats
 
 from milr.drafts import Score, Task
-from milr.runs.calibrate import auc, calibrate, reliability, to_markdown
+from milr.runs.calibrate import calibrate, reliability, to_markdown
+from milr.statistics import auc
 from toy_milr.backbone import ToyBackbone
 from toy_milr.critic import Redness
 

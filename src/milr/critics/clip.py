@@ -12,18 +12,17 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from milr import hub
 from milr.critics.base import Critic
-from milr.critics.models import ModelSettings, folder_of, in_batches, load_model
+from milr.critics.models import ModelSettings, folder_of, in_batches, load_model, unit_vectors
 from milr.critics.vlm import load_processor
 from milr.drafts import Score, Task, UserError
 from milr.settings import setting
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-    from torch import Tensor
 
     from milr.backbones.base import Backbone
 
@@ -88,8 +87,8 @@ class Clip:
         )
         ids, mask = words["input_ids"].to(model.device), words["attention_mask"].to(model.device)
         with torch.inference_mode():
-            seen = _direction(model.get_image_features(pixel_values=pixels.to(model.device, model.dtype)))
-            meant = _direction(model.get_text_features(input_ids=ids, attention_mask=mask))
+            seen = unit_vectors(model.get_image_features(pixel_values=pixels.to(model.device, model.dtype)))
+            meant = unit_vectors(model.get_text_features(input_ids=ids, attention_mask=mask))
             cosines = (seen * meant).sum(-1).tolist()
             scale = float(model.logit_scale.float().exp())
         cut = [bool(encoding.overflowing) for encoding in words.encodings]
@@ -124,13 +123,6 @@ def spread(cosine: float, low: float, high: float) -> float:
 def make(backbone: Backbone | None, settings: ClipSettings) -> Critic:
     """The critic, with its weights loaded."""
     return ClipCritic(settings)
-
-
-def _direction(features: Any) -> Tensor:
-    """[B, D] unit vectors in float32: transformers 5 gives an object with the projection in it, 4 gave that alone."""
-    projected: Tensor = getattr(features, "pooler_output", features).float()
-    length: Tensor = projected.norm(dim=-1, keepdim=True)
-    return projected / length
 
 
 def _folder_without_weights(name_or_dir: str) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from milr.critics.compbench_rules import Detection
-from milr.critics.models import ModelSettings, folder_of, in_batches, load_model
+from milr.critics.models import Frozen, ModelSettings, folder_of, in_batches, load_model
 from milr.drafts import Box, UserError
 from milr.settings import setting
 
@@ -55,19 +55,16 @@ class NounDetector(Protocol):
         ...
 
 
-class Mask2Former:
+class Mask2Former(Frozen):
     """Instance segmentation. Objects by the original's rule: 100 pairs of query and class, class x mask confidence."""
 
     def __init__(self, name_or_dir: str, settings: ModelSettings) -> None:
         from transformers import Mask2FormerForUniversalSegmentation, Mask2FormerImageProcessorPil
 
-        self._device, self._dtype = settings.target()
-        folder = folder_of(name_or_dir)
-        self._batch = settings.batch
-        self._model = load_model(Mask2FormerForUniversalSegmentation, folder, self._device, self._dtype)
+        super().__init__(Mask2FormerForUniversalSegmentation, name_or_dir, settings)
         self.classes = int(self._model.config.num_labels)
         self._processor = image_processor(
-            Mask2FormerImageProcessorPil, folder, size={"shortest_edge": SHORT_SIDE, "longest_edge": LONG_SIDE}
+            Mask2FormerImageProcessorPil, self._folder, size={"shortest_edge": SHORT_SIDE, "longest_edge": LONG_SIDE}
         )
 
     def instances(self, images: Sequence[Image], least: float) -> list[list[Instance]]:
@@ -88,20 +85,17 @@ class Mask2Former:
         ]
 
 
-class GroundingDino:
+class GroundingDino(Frozen):
     """Detection of nouns by text. A box's confidence in a noun is the mean over the noun's tokens."""
 
     def __init__(self, name_or_dir: str, settings: ModelSettings) -> None:
         from transformers import GroundingDinoForObjectDetection, GroundingDinoImageProcessorPil
 
-        self._device, self._dtype = settings.target()
-        folder = folder_of(name_or_dir)
-        self._batch = settings.batch
-        self._model = load_model(GroundingDinoForObjectDetection, folder, self._device, self._dtype)
+        super().__init__(GroundingDinoForObjectDetection, name_or_dir, settings)
         self._processor = image_processor(
-            GroundingDinoImageProcessorPil, folder, size={"shortest_edge": SHORT_SIDE, "longest_edge": LONG_SIDE}
+            GroundingDinoImageProcessorPil, self._folder, size={"shortest_edge": SHORT_SIDE, "longest_edge": LONG_SIDE}
         )
-        self._tokenizer = tokenizer(folder)
+        self._tokenizer = tokenizer(self._folder)
 
     def find(self, images: Sequence[Image], nouns: Sequence[Sequence[str]], least: float) -> list[list[Detection]]:
         """See NounDetector. Raises ValueError where an image has more nouns than the model reads."""
@@ -137,19 +131,16 @@ class GroundingDino:
         ]
 
 
-class Owlv2:
+class Owlv2(Frozen):
     """Detection of nouns by text ('a photo of a fox'); a box belongs to the noun that it is surest of."""
 
     def __init__(self, name_or_dir: str, settings: ModelSettings) -> None:
         from transformers import Owlv2ForObjectDetection, Owlv2ImageProcessorPil
 
-        self._device, self._dtype = settings.target()
-        folder = folder_of(name_or_dir)
-        self._batch = settings.batch
-        self._model = load_model(Owlv2ForObjectDetection, folder, self._device, self._dtype)
+        super().__init__(Owlv2ForObjectDetection, name_or_dir, settings)
         side = int(self._model.config.vision_config.image_size)
-        self._processor = image_processor(Owlv2ImageProcessorPil, folder, size={"height": side, "width": side})
-        self._tokenizer = tokenizer(folder)
+        self._processor = image_processor(Owlv2ImageProcessorPil, self._folder, size={"height": side, "width": side})
+        self._tokenizer = tokenizer(self._folder)
 
     def find(self, images: Sequence[Image], nouns: Sequence[Sequence[str]], least: float) -> list[list[Detection]]:
         """See NounDetector."""

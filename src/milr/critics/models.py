@@ -127,6 +127,24 @@ def _model_type(folder: str) -> str | None:
     return found if isinstance(found, str) else None
 
 
+def unit_vectors(features: Any) -> torch.Tensor:
+    """[B, D] float32 of length 1 from CLIP's features: transformers 5 gives an object with the projection in it."""
+    projected: torch.Tensor = getattr(features, "pooler_output", features).float()
+    length: torch.Tensor = projected.norm(dim=-1, keepdim=True)
+    return projected / length
+
+
+class Frozen:
+    """A model that is loaded once, with what its runs need: device, number format, batch, and its folder."""
+
+    def __init__(self, kind: Any, name_or_dir: str, settings: ModelSettings) -> None:
+        """`kind` is a class of transformers. Raises UserError."""
+        self._device, self._dtype = settings.target()
+        self._folder = folder_of(name_or_dir)
+        self._batch = settings.batch
+        self._model = load_model(kind, self._folder, self._device, self._dtype)
+
+
 def in_batches(run: Callable[[Sequence[Item]], Sequence[Found]], items: Sequence[Item], batch: int) -> list[Found]:
     """`run` over items in batches of at most `batch`, halved for good whenever memory runs out."""
     import torch

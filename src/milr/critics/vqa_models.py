@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from milr.critics.detectors import batched, image_processor, tokenizer
-from milr.critics.models import ModelSettings, folder_of, in_batches, load_model
+from milr.critics.models import Frozen, ModelSettings, in_batches, unit_vectors
 from milr.drafts import UserError
 
 if TYPE_CHECKING:
@@ -28,19 +28,16 @@ class YesNo(Protocol):
         ...
 
 
-class Git:
+class Git(Frozen):
     """GIT-VQA: the word after '[CLS] red bench?'."""
 
     def __init__(self, name_or_dir: str, settings: ModelSettings) -> None:
         from transformers import GitForCausalLM
 
-        self._device, self._dtype = settings.target()
-        folder = folder_of(name_or_dir)
-        self._batch = settings.batch
-        self._model = load_model(GitForCausalLM, folder, self._device, self._dtype)
-        self._processor = _square_processor(folder, self._model.config.vision_config.image_size)
-        self._tokenizer = tokenizer(folder)
-        self._yes, self._no = yes_and_no(self._tokenizer, folder)
+        super().__init__(GitForCausalLM, name_or_dir, settings)
+        self._processor = _square_processor(self._folder, self._model.config.vision_config.image_size)
+        self._tokenizer = tokenizer(self._folder)
+        self._yes, self._no = yes_and_no(self._tokenizer, self._folder)
 
     def p_yes(self, images: Sequence[Image], questions: Sequence[str]) -> list[float]:
         """See YesNo."""
@@ -65,7 +62,7 @@ class Git:
         return yes_share(last, self._yes, self._no)
 
 
-class Blip:
+class Blip(Frozen):
     """BLIP-VQA as its authors run it: [ENC] in the place of the question's first token, decoder started by [DEC].
 
     transformers' own class leaves [CLS] there, which the encoder was not trained with, and gives no probability.
@@ -74,18 +71,17 @@ class Blip:
     def __init__(self, name_or_dir: str, settings: ModelSettings) -> None:
         from transformers import BlipForQuestionAnswering, BlipImageProcessorPil
 
-        self._device, self._dtype = settings.target()
-        folder = folder_of(name_or_dir)
-        self._batch = settings.batch
-        self._model = load_model(BlipForQuestionAnswering, folder, self._device, self._dtype)
+        super().__init__(BlipForQuestionAnswering, name_or_dir, settings)
         side = int(self._model.config.vision_config.image_size)
-        self._processor = image_processor(BlipImageProcessorPil, folder, size={"height": side, "width": side})
-        self._tokenizer = tokenizer(folder)
-        self._yes, self._no = yes_and_no(self._tokenizer, folder)
+        self._processor = image_processor(BlipImageProcessorPil, self._folder, size={"height": side, "width": side})
+        self._tokenizer = tokenizer(self._folder)
+        self._yes, self._no = yes_and_no(self._tokenizer, self._folder)
         self.decoder_start = int(self._model.config.text_config.bos_token_id)  # [DEC], 30522
         self.encoder_start = self.decoder_start + 1  # [ENC], 30523: the two words that the authors added to BERT's
         if self.encoder_start >= int(self._model.config.text_config.vocab_size):
-            raise UserError(f"{Path(folder).name} has no [ENC] word; take a BLIP that was trained to answer questions.")
+            raise UserError(
+                f"{Path(self._folder).name} has no [ENC] word; take a BLIP that was trained to answer questions."
+            )
 
     def p_yes(self, images: Sequence[Image], questions: Sequence[str]) -> list[float]:
         """See YesNo."""
@@ -116,18 +112,15 @@ class Blip:
         return yes_share(logits[:, 0], self._yes, self._no)
 
 
-class Clip:
+class Clip(Frozen):
     """CLIP's cosine similarity of pictures and texts."""
 
     def __init__(self, name_or_dir: str, settings: ModelSettings) -> None:
         from transformers import CLIPModel
 
-        self._device, self._dtype = settings.target()
-        folder = folder_of(name_or_dir)
-        self._batch = settings.batch
-        self._model = load_model(CLIPModel, folder, self._device, self._dtype)
-        self._processor = _square_processor(folder, self._model.config.vision_config.image_size)
-        self._tokenizer = tokenizer(folder)
+        super().__init__(CLIPModel, name_or_dir, settings)
+        self._processor = _square_processor(self._folder, self._model.config.vision_config.image_size)
+        self._tokenizer = tokenizer(self._folder)
 
     def images(self, images: Sequence[Image]) -> torch.Tensor:
         """Unit vectors [images, D], float32, on the CPU."""
@@ -152,7 +145,8 @@ class Clip:
 
         pixels = self._processor(list(images), return_tensors="pt")["pixel_values"]
         with torch.inference_mode():
-            return _units(self._model.get_image_features(pixel_values=pixels.to(self._device, self._dtype)))
+            features = self._model.get_image_features(pixel_values=pixels.to(self._device, self._dtype))
+            return list(unit_vectors(features).cpu())
 
     def _read(self, texts: Sequence[str]) -> Sequence[torch.Tensor]:
         import torch
@@ -160,11 +154,10 @@ class Clip:
         length = int(self._model.config.text_config.max_position_embeddings)
         read = self._tokenizer(list(texts), return_tensors="pt", padding=True, truncation=True, max_length=length)
         with torch.inference_mode():
-            return _units(
-                self._model.get_text_features(
-                    input_ids=read["input_ids"].to(self._device), attention_mask=read["attention_mask"].to(self._device)
-                )
+            features = self._model.get_text_features(
+                input_ids=read["input_ids"].to(self._device), attention_mask=read["attention_mask"].to(self._device)
             )
+            return list(unit_vectors(features).cpu())
 
 
 def yes_share(logits: torch.Tensor, yes: int, no: int) -> list[float]:
@@ -186,9 +179,3 @@ def _square_processor(folder: str, side: int) -> Any:
 
     square = {"height": int(side), "width": int(side)}
     return image_processor(CLIPImageProcessorPil, folder, size={"shortest_edge": int(side)}, crop_size=square)
-
-
-def _units(features: Any) -> Sequence[torch.Tensor]:
-    """transformers 5 gives an output object whose `pooler_output` is the projected vector, not the vector itself."""
-    vectors = features.pooler_output.float()
-    return list((vectors / vectors.norm(dim=-1, keepdim=True)).cpu())

@@ -14,11 +14,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from scipy import stats
 from torch import Tensor
 
 from milr.backbones.base import Backbone
@@ -26,6 +24,7 @@ from milr.critics.scene import SceneCritic
 from milr.critics.self_critic import question
 from milr.drafts import Ask, Order, Sample, Task, UserError
 from milr.lab.curriculum import training_items
+from milr.statistics import auc
 
 PART = 512  # drafts between two files
 BATCH = 64
@@ -52,10 +51,14 @@ def train_critic(
     _claim(parts, {**asdict(recipe), "model": backbone.info.name})
     states, right, prompts = _drafts(backbone, parts, recipe, tell)
     held_back = prompts % HELD_BACK == 0
-    if right[held_back].all() or not right[held_back].any() or not right[~held_back].any() or right[~held_back].all():
+    if len(right[held_back].unique()) < 2 or len(right[~held_back].unique()) < 2:
         raise UserError("All of these drafts are right, or all wrong, so nothing can be learned; take more --prompts.")
-    fits = {decay: _fit(states[~held_back], right[~held_back], decay) for decay in DECAYS}
-    ranks = {decay: _auc(states[held_back] @ fit[0] + fit[1], right[held_back]) for decay, fit in fits.items()}
+    ranks: dict[float, float] = {}
+    for one in DECAYS:
+        weight, bias = _fit(states[~held_back], right[~held_back], one)
+        rank = auc((states[held_back] @ weight + bias).numpy(), right[held_back].numpy())
+        assert rank is not None
+        ranks[one] = rank
     decay = max(ranks, key=lambda one: ranks[one])
     weight, bias = _fit(states, right, decay)
     card = {
@@ -141,10 +144,3 @@ def _fit(states: Tensor, right: Tensor, decay: float) -> tuple[Tensor, Tensor]:
     with torch.no_grad():
         scaled = weight / spread
         return scaled.float().clone(), (bias - scaled @ mean).float().clone()
-
-
-def _auc(scores: Tensor, right: Tensor) -> float:
-    flags = right.numpy()
-    good, bad = int(flags.sum()), int((~flags).sum())
-    ranks = stats.rankdata(scores.numpy())
-    return float((np.asarray(ranks)[flags].sum() - good * (good + 1) / 2) / (good * bad))

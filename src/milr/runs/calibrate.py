@@ -20,7 +20,7 @@ from milr.critics.base import Critic, judge
 from milr.drafts import Ask, Order, Sample, Task
 from milr.runs.report import INKS
 from milr.searches.driver import draft_stream
-from milr.statistics import wilson
+from milr.statistics import auc, wilson
 
 BATCH = 64
 BINS = 10
@@ -87,16 +87,6 @@ def calibrate(
             for name, scores in scores_of.items()
         },
     }  # fmt: skip
-
-
-def auc(scores: np.ndarray[Any, Any], right: np.ndarray[Any, Any]) -> float | None:
-    """The chance that a right picture has the higher score (ties count half); None without both kinds."""
-    good = int(right.sum())
-    bad = len(right) - good
-    if not good or not bad:
-        return None
-    ranks = stats.rankdata(scores)
-    return float((ranks[right].sum() - good * (good + 1) / 2) / (good * bad))
 
 
 def _trust(scores: np.ndarray[Any, Any], right: np.ndarray[Any, Any], prompts: np.ndarray[Any, Any]) -> dict[str, Any]:
