@@ -22,6 +22,7 @@ from typing import Any
 
 from milr.runs.calibrate import to_markdown as calibration_table
 from milr.runs.report import to_markdown
+from milr.statistics import paired_means, sign_test
 
 ROOT = Path(__file__).parents[1]
 PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md")
@@ -57,6 +58,8 @@ def table(name: str) -> str:
     """What belongs between the marks."""
     if name == "trust":
         return trust()
+    if name == "pooled":
+        return pooled()
     found = json.loads((DATA / f"{name}.json").read_text())
     if found.get("format", "").startswith("milr-calibration"):
         return calibration_table(found).strip()
@@ -97,6 +100,34 @@ def trust() -> str:
         )
         + ".",
     ]
+    return "\n".join(lines)
+
+
+def pooled() -> str:
+    """Repair against best-of-n under a critic that errs, over every report on it (one search a prompt each)."""
+    reports = {
+        "scene-lite": ("critic-scene-lite", "recipe-critics-scene-lite", "trust-scene-lite"),
+        "self": ("critic-self", "regularisers", "recipe-critics-self", "trust-self"),
+    }
+    lines = ["| reward | reports | prompts | won / lost | difference in points | p |", "|---|---|---|---|---|---|"]
+    for critic, names in reports.items():
+        prompts = won = lost = 0
+        for name in names:
+            report = json.loads((DATA / f"{name}.json").read_text())
+            (pair,) = [
+                pair
+                for pair in report["pairs"]
+                if (pair["a"], pair["b"]) == ("repair", "best-of-n:sampled-text")
+                and pair["axis"] == "calls"
+                and pair.get("critic") == "scene"
+            ]
+            prompts, won, lost = prompts + report["prompts"], won + pair["won"], lost + pair["lost"]
+        mean, low, high = paired_means([1] * won + [-1] * lost + [0] * (prompts - won - lost))
+        p = sign_test(won, lost)
+        lines.append(
+            f"| {critic} | {len(names)} | {prompts} | {won} / {lost} | {100 * mean:+.1f} [{100 * low:+.1f}, "
+            f"{100 * high:+.1f}] | {'< .001' if p < 0.001 else f'{p:.3f}'} |"
+        )
     return "\n".join(lines)
 
 
