@@ -15,7 +15,7 @@ import uvicorn
 from milr.drafts import Task
 from milr.lab.curriculum import CATEGORIES, contradict, make_item
 from milr.lab.world import lay_out, render, to_image
-from milr.runs.service import create_app
+from milr.serve.critic import create_app
 
 
 @contextlib.contextmanager
@@ -37,8 +37,8 @@ def serving(critic, **options):
 
 @contextlib.contextmanager
 def serving_process(critic="scene", port=0, prelude="", **environment):
-    """A process that serves by `milr.runs.service.serve`, and its address."""
-    code = f"{prelude}\nfrom milr.runs.service import serve\n"
+    """A process that serves by `milr.serve.critic.serve`, and its address."""
+    code = f"{prelude}\nfrom milr.serve.critic import serve\n"
     code += f"serve({critic!r}, port={port}, tell=lambda line: print(line, flush=True))"
     process = subprocess.Popen(
         [sys.executable, "-W", "error", "-c", code],

@@ -16,7 +16,9 @@ ORDER = (
     {"lab"},
     {"benchmarks"},
     {"runs"},
-    {"cli", "studio"},
+    {"reports", "doctor"},
+    {"serve"},
+    {"cli"},
     {"__init__", "__main__"},
 )
 # The embedded world joins through the same doors as everyone else: these files are doors, and only open it.

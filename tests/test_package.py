@@ -27,7 +27,8 @@ def test_the_wheel_has_code_data_and_notices(wheel):
     sources = {file.relative_to(ROOT / "src").as_posix() for file in (ROOT / "src" / "milr").rglob("*.py")}
     assert sources <= names
     for name in ("lab/sprites.png", "lab/weights/config.json", "lab/weights/model.safetensors",
-                 "lab/weights/tokenizer.json", "runs/templates/trajectory.html", "py.typed"):  # fmt: skip
+                 "lab/weights/tokenizer.json", "runs/templates/trajectory.html",
+                 "reports/templates/report.html", "py.typed"):  # fmt: skip
         assert f"milr/{name}" in names
     assert {name.rsplit("/", 1)[-1] for name in names if "dist-info/licenses/" in name} == {
         "LICENSE",

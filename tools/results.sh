@@ -62,7 +62,7 @@ for part in ${*:-tuning main second ablation milr diagnosis critics regularisers
     mkdir -p out/results
     for search in repair milr:paper milr:repaired; do
       echo "== diagnosis of $search"
-      .venv/bin/python -m milr.runs.diagnose $search --prompts 300 --seed 31006 \
+      .venv/bin/python -m milr.reports.diagnose $search --prompts 300 --seed 31006 \
         --out "out/results/diagnosis-${search#*:}.json"
     done
     ;;

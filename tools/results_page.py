@@ -20,8 +20,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from milr.runs.calibrate import to_markdown as calibration_table
-from milr.runs.report import to_markdown
+from milr.reports.calibrate import to_markdown as calibration_table
+from milr.reports.report import to_markdown
 from milr.statistics import paired_means, sign_test
 
 ROOT = Path(__file__).parents[1]

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from milr.benchmarks import geneval
-from milr.critics.geneval_rules import directions
+from milr.critics.rules.geneval import directions
 
 CASE_FILE = Path(__file__).parents[1] / "golden" / "geneval_rule_cases.jsonl"
 CASES = [json.loads(line) for line in CASE_FILE.read_text().splitlines()]

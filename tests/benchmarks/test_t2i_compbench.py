@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 from milr.benchmarks import t2i_compbench
-from milr.critics.compbench_rules import (
+from milr.critics.rules.t2i_compbench import (
     Relation,
     asked_counts,
     asked_relation,

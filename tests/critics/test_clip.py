@@ -7,8 +7,9 @@ from safetensors.torch import load_file, save_file
 from tiny_models import pictures, tiny_clip
 from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel
 
-from milr.critics import clip, models, naming
-from milr.critics.models import ModelSettings
+from milr.critics import clip, naming
+from milr.critics.local import models
+from milr.critics.local.models import ModelSettings
 from milr.drafts import Task, UserError
 
 CPU = ModelSettings(device="cpu")

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from milr.benchmarks import geneval as benchmark
-from milr.critics import detectors, geneval, naming
-from milr.critics.detectors import Instance
+from milr.critics import geneval, naming
 from milr.critics.geneval import CLASSES, COLOURS, metadata_of
+from milr.critics.local import detectors
+from milr.critics.local.detectors import Instance
 from milr.drafts import Score, Task, UserError
 
 CASES = [

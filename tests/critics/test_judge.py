@@ -9,11 +9,12 @@ import pytest
 import tenacity.nap
 from stub_judge import FAULTS, gray, outside, stub_judge, text_of, token_of
 
-from milr.critics import chat, naming
 from milr.critics import judge as judge_file
+from milr.critics import naming
 from milr.critics.base import Place, judge
-from milr.critics.chat import Purse
 from milr.critics.judge import Unreadable, read_rubric, verdict_in
+from milr.critics.remote import chat
+from milr.critics.remote.chat import Purse
 from milr.drafts import Check, Task, UserError
 
 INJECTIONS = [json.loads(line) for line in (Path(__file__).parent / "injections.txt").read_text("utf-8").splitlines()]

@@ -7,9 +7,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from milr.benchmarks import geneval as benchmark
-from milr.critics import detectors, mixed, naming
+from milr.critics import mixed, naming
+from milr.critics.local import detectors
 from milr.critics.mixed import judged, parts_of, reason_against
-from milr.critics.prompt_parts import Place, Thing, read
+from milr.critics.rules.prompt_parts import Place, Thing, read
 from milr.drafts import Task, UserError
 
 SIZE = (480, 480)

@@ -15,8 +15,9 @@ import pytest
 from PIL import Image
 
 import milr
-from milr.critics import naming, wire
+from milr.critics import naming
 from milr.critics.base import judge
+from milr.critics.remote import wire
 from milr.critics.scene import SceneCritic
 from milr.critics.service import Service
 from milr.drafts import Check, Score, Task, UserError

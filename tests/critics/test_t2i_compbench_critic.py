@@ -9,7 +9,7 @@ from PIL import Image
 
 from milr.benchmarks import t2i_compbench as benchmark
 from milr.critics import naming, t2i_compbench
-from milr.critics.compbench_rules import Relation
+from milr.critics.rules.t2i_compbench import Relation
 from milr.critics.t2i_compbench import (
     as_unidet,
     bound,
@@ -242,7 +242,7 @@ def folders(tmp_path_factory):
 
 @pytest.mark.parametrize("detector", ["owlv2", "grounding-dino"])
 def test_on_small_models(folders, detector, monkeypatch, tmp_path):
-    from milr.critics import detectors
+    from milr.critics.local import detectors
 
     monkeypatch.setattr(detectors, "SHORT_SIDE", 96)
     chosen = dict(folders) if detector == "owlv2" else {**folders, "detector": tiny.grounding_dino(tmp_path)}

@@ -173,7 +173,7 @@ def test_a_reply_of_a_model_here_is_read(folder, monkeypatch):
         critic = naming.make(f"unified-reward:{version},model={folder},device=cpu", None)
         critic.score(pictures((64, 64)), [Task("a fox")])  # random weights: whatever they write is no error
         monkeypatch.setattr(
-            "milr.critics.vlm.VisionLanguageModel.write",
+            "milr.critics.local.vlm.VisionLanguageModel.write",
             lambda self, images, requests, limit, text=said[version]: [(text, f"{limit}")] * len(images),
         )
         (score,) = critic.score(pictures((64, 64)), [Task("a fox")])

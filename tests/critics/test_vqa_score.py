@@ -13,9 +13,10 @@ from stub_judge import gray, stub_judge, text_of
 from tiny_models import pictures, tiny_clip, tiny_qwen
 from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 
-from milr.critics import naming, vlm
+from milr.critics import naming
 from milr.critics.base import Place
-from milr.critics.models import ModelSettings
+from milr.critics.local import vlm
+from milr.critics.local.models import ModelSettings
 from milr.critics.vqa_score import VqaCritic, VqaSettings, combine, questions, things
 from milr.drafts import Task, UserError
 from toy_milr.backbone import ToyBackbone

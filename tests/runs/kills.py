@@ -20,7 +20,9 @@ from pathlib import Path
 import pytest
 
 from milr.drafts import UserError
-from milr.runs.bench import METHODS, Terms, bench
+from milr.reports.reading import write_report
+from milr.runs.bench import Terms, bench
+from milr.runs.methods import METHODS
 from runs_toy import install_redness
 from toy_milr.backbone import ToyBackbone
 from toy_milr.benchmark import tasks
@@ -31,10 +33,11 @@ FEW = (METHODS[1], METHODS[2], METHODS[7])
 
 
 def run(folder):
-    return bench(
+    bench(
         ToyBackbone(), tasks(PROMPTS, 7), folder, Terms(budget=BUDGET, seeds=SEEDS, critic="redness"),
         methods=FEW, baseline=METHODS[2].name, batch=4,
     )  # fmt: skip
+    return write_report(folder)
 
 
 def child(folder, room=None):

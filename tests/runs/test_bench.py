@@ -4,8 +4,10 @@ import pytest
 
 from milr import registry
 from milr.drafts import UserError
-from milr.runs.bench import METHODS, Local, Terms, bench, choose_methods
-from milr.runs.report import CALLS, Method, to_markdown
+from milr.reports.reading import write_report
+from milr.reports.report import CALLS, to_markdown
+from milr.runs.bench import Local, Terms, bench
+from milr.runs.methods import METHODS, Method, choose_methods
 from runs_toy import install_redness
 from toy_milr.backbone import ToyBackbone
 from toy_milr.benchmark import tasks
@@ -27,10 +29,11 @@ def redness(monkeypatch):
 
 
 def run(folder, backbone=None, methods=FEW, n=6, batch=32, tell=None, **terms):
-    return bench(
+    bench(
         backbone or ToyBackbone(), tasks(n, 7), folder, Terms(**{"budget": 5, "critic": "redness", **terms}),
         methods=methods, batch=batch, tell=tell,
     )  # fmt: skip
+    return write_report(folder)
 
 
 def test_a_run_leaves_a_report_and_its_tables(redness, tmp_path):
@@ -120,7 +123,7 @@ def test_out_of_memory_halves_the_batch_and_changes_no_result(tmp_path, monkeypa
 
     import milr
     from milr.benchmarks.scenes import tasks as scenes
-    from milr.runs.reading import read_run
+    from milr.reports.reading import read_run
 
     lab = milr.load("lab")
     terms, methods = Terms(budget=3), choose_methods(["repair", "milr:paper"])

@@ -10,8 +10,10 @@ import pytest
 
 from command import ROOT, Milr, install_toy
 from milr.drafts import UserError
-from milr.runs.bench import METHODS, Terms, bench
+from milr.reports.reading import write_report
+from milr.runs.bench import Terms, bench
 from milr.runs.journal import read_lines
+from milr.runs.methods import METHODS
 from toy_milr.backbone import ToyBackbone
 from toy_milr.benchmark import tasks
 
@@ -46,6 +48,7 @@ def address(tmp_path_factory):
 def local(tmp_path_factory):
     folder = tmp_path_factory.mktemp("local") / "run"
     bench(ToyBackbone(), tasks(8, 3), folder, TERMS, methods=FEW, baseline=FEW[0].name)
+    write_report(folder)
     return left(folder)
 
 
@@ -63,6 +66,7 @@ def run(address, folder, **options):
         assert len(set(cluster.processes())) == 2
         options.get("meanwhile", lambda cluster: None)(cluster)
         bench(cluster, tasks(8, 3), folder, TERMS, methods=FEW, baseline=FEW[0].name)
+    write_report(folder)
 
 
 def test_two_nodes_draw_what_one_process_draws(address, local, tmp_path):
@@ -96,7 +100,8 @@ def test_one_worker_does_every_method_to_its_end(address, tmp_path):
 
     terms = Terms(budget=2, critic="noise")
     with Cluster("toy", terms, batch=4, workers=1, address=address) as cluster:
-        report = bench(cluster, tasks(4, 3), tmp_path / "run", terms, methods=METHODS[:3], baseline=METHODS[0].name)
+        bench(cluster, tasks(4, 3), tmp_path / "run", terms, methods=METHODS[:3], baseline=METHODS[0].name)
+    report = write_report(tmp_path / "run")
     assert [row["n"] for row in report["searches"].values()] == [4, 4, 4]
 
 

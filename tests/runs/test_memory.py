@@ -11,7 +11,7 @@ import json, sys
 from pathlib import Path
 from pytest import MonkeyPatch
 from milr.runs.bench import Terms, bench
-from milr.runs.report import Method
+from milr.runs.methods import Method
 from runs_toy import install_redness
 from toy_milr.backbone import ToyBackbone
 from milr.drafts import Task

@@ -8,7 +8,8 @@ from command import ROOT, Milr
 from milr import registry
 from milr.critics import naming
 from milr.drafts import UserError
-from milr.runs.bench import Terms, choose_methods, plan_of
+from milr.runs.bench import Terms, plan_of
+from milr.runs.methods import choose_methods
 from milr.runs.recipes import read_recipe
 
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))

@@ -10,10 +10,12 @@ from PIL import Image
 from milr.benchmarks import geneval, t2i_compbench
 from milr.critics.noise import make as noise
 from milr.drafts import Score, Task, UserError
-from milr.runs.bench import METHODS, Terms, bench
+from milr.reports.export import export
+from milr.reports.reading import read_run
+from milr.runs.bench import Terms, bench
 from milr.runs.journal import read_image
-from milr.runs.reading import read_run
-from milr.runs.score import PIXELS, export, find_pictures, open_picture, score, to_markdown
+from milr.runs.methods import METHODS
+from milr.runs.score import PIXELS, find_pictures, open_picture, score, to_markdown
 from runs_toy import install_redness
 from toy_milr.backbone import ToyBackbone
 from toy_milr.benchmark import tasks as toy_tasks

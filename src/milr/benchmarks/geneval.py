@@ -1,6 +1,6 @@
 """GenEval: 553 prompts about objects, numbers, colours and places, judged by a detector (arXiv 2310.11513, MIT).
 
-The rules are in `milr.critics.geneval_rules`, where the critic finds them too; `check` is offered here as well.
+The rules are in `milr.critics.rules.geneval`, where the critic finds them too; `check` is offered here as well.
 GenEval's score is the mean over the six tasks, not over images.
 """
 
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from milr.benchmarks.base import mean_of_categories, spread
-from milr.critics.geneval_rules import Verdict, check
+from milr.critics.rules.geneval import Verdict, check
 from milr.drafts import Task
 
 NAME = "geneval"

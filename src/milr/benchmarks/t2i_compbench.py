@@ -1,4 +1,4 @@
-"""T2I-CompBench++: 8 categories of 300 prompts (arXiv 2307.06350, MIT); its formulas are critics.compbench_rules."""
+"""T2I-CompBench++: 8 categories of 300 prompts (arXiv 2307.06350, MIT); formulas: critics.rules.t2i_compbench."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from milr.benchmarks.base import mean_of_categories, spread
-from milr.critics.compbench_rules import asked_counts, asked_relation
+from milr.critics.rules.t2i_compbench import asked_counts, asked_relation
 from milr.drafts import Task
 
 NAME = "t2i-compbench"

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 
 from milr import hub
 from milr.critics.base import Critic
-from milr.critics.models import ModelSettings, folder_of, in_batches, load_model, unit_vectors
-from milr.critics.vlm import load_processor
+from milr.critics.local.models import ModelSettings, folder_of, in_batches, load_model, unit_vectors
+from milr.critics.local.vlm import load_processor
 from milr.drafts import Score, Task, UserError
 from milr.settings import setting
 

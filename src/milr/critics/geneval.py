@@ -1,7 +1,7 @@
 """GenEval's own judge: Mask2Former finds the 80 COCO classes, CLIP names their colours, rules decide (2310.11513).
 
 The paper's OracleReward, graded: the share of clauses that hold, 1 exactly where GenEval's verdict is 'correct'. The
-rules are `geneval_rules`; this file makes what they need: objects with boxes, and the colour of those that are asked
+rules are `rules.geneval`; this file makes what they need: objects with boxes, and the colour of those that are asked
 for one. It reads the benchmark's metadata, or turns a prompt of the same kind into it; of any other it says why not.
 """
 
@@ -12,12 +12,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from milr.critics import prompt_parts
 from milr.critics.base import Critic
-from milr.critics.compbench_rules import Detection
-from milr.critics.detectors import DetectorSettings, Instance, Mask2Former
-from milr.critics.geneval_rules import CONFIDENCE, MOST_OF_A_CLASS, check
-from milr.critics.vqa_models import Clip
+from milr.critics.local.detectors import DetectorSettings, Instance, Mask2Former
+from milr.critics.local.vqa_models import Clip
+from milr.critics.rules import prompt_parts
+from milr.critics.rules.geneval import CONFIDENCE, MOST_OF_A_CLASS, check
+from milr.critics.rules.t2i_compbench import Detection
 from milr.drafts import Score, Task, UserError
 from milr.registry import shorten
 from milr.settings import setting

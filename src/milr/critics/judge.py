@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 from milr.critics.base import Critic, Place
-from milr.critics.chat import LONGEST_REASON, Chat, ChatSettings, Question, as_data
+from milr.critics.remote.chat import LONGEST_REASON, Chat, ChatSettings, Question, as_data
 from milr.drafts import Check, Score, Task, UserError
 from milr.registry import did_you_mean, shorten
 from milr.settings import setting

@@ -19,12 +19,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from milr.critics import prompt_parts
 from milr.critics.base import Critic
-from milr.critics.compbench_rules import Detection, detector_scale, place_2d
-from milr.critics.detectors import DetectorSettings, GroundingDino, NounDetector
-from milr.critics.prompt_parts import Parts, Place, Thing
-from milr.critics.vqa_models import Git, YesNo
+from milr.critics.local.detectors import DetectorSettings, GroundingDino, NounDetector
+from milr.critics.local.vqa_models import Git, YesNo
+from milr.critics.rules import prompt_parts
+from milr.critics.rules.prompt_parts import Parts, Place, Thing
+from milr.critics.rules.t2i_compbench import Detection, detector_scale, place_2d
 from milr.drafts import Box, Check, Score, Task
 from milr.settings import setting
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from milr.critics.base import Critic
 from milr.critics.clip import Clip
-from milr.critics.models import ModelSettings
+from milr.critics.local.models import ModelSettings
 from milr.drafts import Score, Task
 from milr.settings import setting
 

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from milr.critics import wire
 from milr.critics.base import Critic
+from milr.critics.remote import wire
 from milr.drafts import Score, Task, UserError
 from milr.registry import shorten
 from milr.settings import check, setting

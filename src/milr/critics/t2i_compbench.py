@@ -7,7 +7,7 @@
     complex                 3-in-1: B-VQA with spatial-sub, or CLIP, or the mean of all three
     any other prompt        B-VQA, where it has noun phrases
 
-The formulas are `compbench_rules`. Noun phrases come from `prompt_parts`, not from spaCy. Each model is loaded when
+The formulas are `rules.t2i_compbench`. Noun phrases come from `prompt_parts`, not from spaCy. Each model is loaded when
 the first prompt needs it.
 """
 
@@ -19,9 +19,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from milr.critics import prompt_parts
 from milr.critics.base import Critic
-from milr.critics.compbench_rules import (
+from milr.critics.local.detectors import Depth, DetectorSettings, NounDetector, nearness, noun_detector
+from milr.critics.local.models import folder_of
+from milr.critics.local.vqa_models import Blip, Clip, YesNo
+from milr.critics.rules import prompt_parts
+from milr.critics.rules.t2i_compbench import (
     CONFIDENCE,
     DETECTOR_NAMES,
     MOST_CHUNKS,
@@ -36,9 +39,6 @@ from milr.critics.compbench_rules import (
     spatial_3d,
     three_in_one,
 )
-from milr.critics.detectors import Depth, DetectorSettings, NounDetector, nearness, noun_detector
-from milr.critics.models import folder_of
-from milr.critics.vqa_models import Blip, Clip, YesNo
 from milr.drafts import Check, Score, Task, UserError
 from milr.settings import setting
 

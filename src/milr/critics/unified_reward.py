@@ -18,8 +18,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from milr.critics.base import Critic, Place
-from milr.critics.chat import Chat, ChatSettings, Question
-from milr.critics.models import ModelSettings, downloads
+from milr.critics.local.models import ModelSettings, downloads
+from milr.critics.remote.chat import Chat, ChatSettings, Question
 from milr.drafts import Check, Score, Task
 from milr.registry import shorten
 from milr.settings import setting
@@ -161,7 +161,7 @@ def make(backbone: Backbone | None, settings: UnifiedRewardSettings) -> Critic:
             return [(reply.text, reply.reason) for reply in chat.ask(asked)]
 
         return UnifiedRewardCritic(ask, settings, chat)
-    from milr.critics.vlm import VisionLanguageModel
+    from milr.critics.local.vlm import VisionLanguageModel
 
     model = VisionLanguageModel(settings.model, settings)
     return UnifiedRewardCritic(lambda images, requests: model.write(images, requests, settings.max_tokens), settings)

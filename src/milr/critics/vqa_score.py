@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Literal
 
 from milr.critics import self_critic
 from milr.critics.base import Critic, Place
-from milr.critics.chat import Chat, ChatSettings
-from milr.critics.models import ModelSettings
+from milr.critics.local.models import ModelSettings
+from milr.critics.remote.chat import Chat, ChatSettings
 from milr.drafts import Check, Score, Task, UserError
 from milr.settings import setting
 
@@ -150,7 +150,7 @@ def make(backbone: Backbone | None, settings: VqaSettings) -> Critic:
         chat = Chat(settings)
         return VqaCritic(chat.yes_probabilities, settings, chat)
     if not settings.asks_backbone:
-        from milr.critics.vlm import VisionLanguageModel
+        from milr.critics.local.vlm import VisionLanguageModel
 
         return VqaCritic(VisionLanguageModel(settings.model, settings).yes_probabilities, settings)
     if backbone is None:

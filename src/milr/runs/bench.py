@@ -1,4 +1,4 @@
-"""Searches side by side on the same prompts, at equal cost. `journal` keeps what happens, `report` makes numbers of it.
+"""Searches side by side on the same prompts, at equal cost. `journal` keeps what happens; `milr.reports` tells it.
 
 All methods share their first draft (same task, same seed, same random stream), so the pairs are level. Every scored
 draft is in the journal before the next one is drawn, so a killed run goes on where it stopped; the report is made
@@ -14,31 +14,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from milr import registry
 from milr.backbones.base import Backbone
 from milr.critics import naming
 from milr.critics.base import NOWHERE, Critic, Place
-from milr.drafts import Draft, Task, Trajectory, UserError
+from milr.drafts import Draft, Task, Trajectory
 from milr.runs.generate import Plan, Request, prepare
 from milr.runs.journal import Journal, Outcome
-from milr.runs.output import write_atomically
-from milr.runs.reading import read_run, report_of
+from milr.runs.methods import BASELINE, METHODS, Method
 from milr.runs.record import fingerprint, versions
-from milr.runs.report import BASELINE, MAX_ABSTAIN, Method, curves, to_markdown
 from milr.searches.driver import DraftScored, Event, Interrupted, Job, RoundEnded, check_tasks, drive_jobs
 
 SEARCHES_AT_ONCE = 32  # where a backbone does not say how much it draws in one batch
-
-METHODS = (
-    Method("single", "single"),
-    Method("best-of-n greedy text", "best-of-n", "greedy-text"),
-    Method(BASELINE, "best-of-n", "sampled-text"),
-    Method("milr paper", "milr", "paper"),
-    Method("milr official", "milr", "official", returns_last=True),
-    Method("milr text only", "milr", "text-only"),
-    Method("milr image only", "milr", "image-only"),
-    Method("repair", "repair"),
-)
 
 
 @dataclass(frozen=True)
@@ -164,18 +150,16 @@ def bench(
     methods: Sequence[Method] = METHODS,
     baseline: str = BASELINE,
     batch: int | None = None,
-    max_abstain: float = MAX_ABSTAIN,
     about: Mapping[str, Any] | None = None,
     tell: Callable[[Progress], None] | None = None,
-) -> dict[str, Any]:
-    """Run what the journal in `folder` lacks, then write and return the report (report.json, report.md, curves.svg).
+) -> None:
+    """Run what the journal in `folder` lacks. When it returns the journal is whole; `milr.reports` makes numbers of it.
 
     Args:
         executor: who draws; a backbone draws in this process, `batch` searches side by side (None: see `Local`; no
             result depends on how many, but for ties between floats).
         baseline: name of the method that the others are paired with, prompt by prompt.
-        max_abstain: see `make_report`.
-        about: what else belongs in the report: `benchmark` (its own score is then given), seeds of the prompts.
+        about: what else a report should say or know: `benchmark`, seeds of the prompts, `max_abstain`.
         tell: hears where the run stands.
     Raises UserError if `folder` holds a run with other terms, prompts or model.
     """
@@ -200,7 +184,6 @@ def bench(
             {
                 "methods": [asdict(method) for method in methods],
                 "baseline": baseline,
-                "max_abstain": max_abstain,
                 "versions": versions(),
                 **(about or {}),
             }
@@ -215,11 +198,6 @@ def bench(
                 if (task.id, index) not in keeper.finished
             ]
             chosen.run(method, terms, iter(left), keeper)
-    report = report_of([read_run(folder)])
-    write_atomically(folder / "report.json", (json.dumps(report, indent=2) + "\n").encode())
-    write_atomically(folder / "report.md", to_markdown(report).encode())
-    write_atomically(folder / "curves.svg", curves(report).encode())
-    return report
 
 
 def plan_of(method: Method, terms: Terms) -> Plan:
@@ -307,35 +285,3 @@ def outcome_of(method: Method, trajectory: Trajectory) -> Outcome:
 def _digest(tasks: Sequence[Task]) -> str:
     listed = json.dumps([(task.id, task.prompt) for task in tasks])
     return f"{len(tasks)} tasks, {hashlib.sha256(listed.encode()).hexdigest()[:16]}"
-
-
-# --- Methods by name ------------------------------------------------------------------------------------------
-
-
-def choose_methods(texts: Sequence[str]) -> tuple[Method, ...]:
-    """Methods as a user writes them: the name of a usual one, or [LABEL=]SEARCH[:PRESET][,SETTING=VALUE]..."""
-    methods = tuple(_method_of(text) for text in texts)
-    names = [method.name for method in methods]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise UserError(f"Two methods are called '{twice}'; put LABEL= before one of them.")
-    return methods
-
-
-def _method_of(text: str) -> Method:
-    usual = {method.name: method for method in METHODS}
-    if text in usual:
-        return usual[text]
-    head, *pairs = text.split(",")
-    label, equals, called = head.rpartition("=")
-    search, _, preset = called.partition(":")
-    names = [part.name for part in registry.parts("search")]
-    if search not in names:
-        raise UserError(
-            f"Unknown method '{registry.shorten(text)}'.{registry.did_you_mean(search, [*usual, *names])} "
-            "Write SEARCH, SEARCH:PRESET or LABEL=SEARCH:PRESET,SETTING=VALUE."
-        )
-    settings = tuple((name.strip(), value.strip()) for name, _, value in (pair.partition("=") for pair in pairs))
-    returned = dict(settings).get("returned", "last" if preset == "official" else "best")
-    returns_last = search == "milr" and returned == "last"
-    return Method(label if equals else text, search, preset or None, settings, returns_last)

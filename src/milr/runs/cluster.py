@@ -34,7 +34,7 @@ from milr.runs.bench import (
     search_jobs,
     searches_at_once,
 )
-from milr.runs.report import Method
+from milr.runs.methods import Method
 from milr.searches.driver import DraftScored, Event, Job, RoundEnded
 
 if TYPE_CHECKING:

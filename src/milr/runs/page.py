@@ -41,12 +41,12 @@ class Point:
     reward: float | None
 
 
-def environment() -> jinja2.Environment:
-    """Where the page's templates come from; everything that is put into them is escaped."""
+def environment(*packages: str) -> jinja2.Environment:
+    """Where a page's templates come from: these packages, then milr.runs. What is put into them is escaped."""
     import jinja2
 
     return jinja2.Environment(
-        loader=jinja2.PackageLoader("milr.runs"),
+        loader=jinja2.ChoiceLoader([jinja2.PackageLoader(name) for name in (*packages, "milr.runs")]),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

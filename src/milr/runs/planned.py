@@ -65,10 +65,10 @@ class PlannedRun:
         about: Mapping[str, str] | None = None,
     ) -> None:
         """`data`: the user's copy of the prompts; `about`: what else belongs in the report."""
-        from milr.runs.bench import METHODS, Terms, choose_methods, plan_of
-        from milr.runs.report import BASELINE, MAX_ABSTAIN
+        from milr.runs.bench import Terms, plan_of
+        from milr.runs.methods import BASELINE, METHODS, choose_methods
 
-        self.folder, self.max_abstain = folder, MAX_ABSTAIN if max_abstain is None else max_abstain
+        self.folder = folder
         self.tasks = choose_tasks(wanted.benchmark, wanted.limit, wanted.prompt_seed, wanted.category, data)
         self.methods = choose_methods(wanted.searches) if wanted.searches else METHODS
         names = [method.name for method in self.methods]
@@ -83,17 +83,18 @@ class PlannedRun:
             plan_of(method, self.terms)
         categories = {"categories": list(wanted.category)} if wanted.category else {}
         self.about = {
-            "benchmark": wanted.benchmark, "prompt_seed": wanted.prompt_seed, **categories, **(about or {}),
+            "benchmark": wanted.benchmark, "prompt_seed": wanted.prompt_seed, **categories,
+            **({} if max_abstain is None else {"max_abstain": max_abstain}), **(about or {}),
         }  # fmt: skip
 
-    def run(self, machine: Machine, tell: Callable[[Progress], None] | None = None) -> dict[str, Any]:
-        """Load the model, do what the folder lacks, and return the report (see `milr.runs.bench.bench`)."""
+    def run(self, machine: Machine, tell: Callable[[Progress], None] | None = None) -> None:
+        """Load the model and do what the folder lacks (see `milr.runs.bench.bench`)."""
         from milr.runs.bench import bench
 
         with machine.executor_for(self.terms, self.folder) as executor:
-            return bench(
+            bench(
                 executor, self.tasks, self.folder, self.terms, methods=self.methods, baseline=self.baseline,
-                max_abstain=self.max_abstain, about=self.about, tell=tell,
+                about=self.about, tell=tell,
             )  # fmt: skip
 
 

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from milr.critics.detectors import batched, image_processor, tokenizer
-from milr.critics.models import Frozen, ModelSettings, in_batches, unit_vectors
+from milr.critics.local.detectors import batched, image_processor, tokenizer
+from milr.critics.local.models import Frozen, ModelSettings, in_batches, unit_vectors
 from milr.drafts import UserError
 
 if TYPE_CHECKING:

@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 from milr.drafts import Score, Task
+from milr.reports.signs import Ends, hacking_alarm, has_collapsed, is_repetitive, signs_of, wrong_relation_rewarded
 from milr.runs.journal import Outcome
 from milr.runs.looks import LOOKS, look
-from milr.runs.signs import Ends, hacking_alarm, has_collapsed, is_repetitive, signs_of, wrong_relation_rewarded
 from milr.searches.best_of_n import BestOfN, best_of_n
 from milr.searches.driver import drive
 from toy_milr.backbone import ToyBackbone

@@ -20,11 +20,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from milr.critics import naming, wire
+from milr.critics import naming
+from milr.critics.remote import wire
 from milr.critics.scene import SceneCritic
 from milr.drafts import Score, UserError
-from milr.runs import service
-from milr.runs.service import create_app, needs_backbone, serve
+from milr.serve import critic as service
+from milr.serve.critic import create_app, needs_backbone, serve
 from serving import scenes, serving, serving_process
 
 TOKEN = "canary-5f1c9d2e77"

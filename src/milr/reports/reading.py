@@ -1,10 +1,12 @@
 """Reads runs back from their folders, finished or going on: where they stand, and the report of one or several.
 
-Knows journals and reports, no model. Nothing is written and nothing locked, so it may be done while a run goes on.
+Knows journals and reports, no model. Nothing is locked and nothing but `write_report` writes, so it may be done while a
+run goes on.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,9 +14,11 @@ from typing import Any
 
 from milr import registry
 from milr.drafts import Task, UserError
+from milr.reports.report import MAX_ABSTAIN, curves, make_report, to_markdown
+from milr.reports.signs import Ends, signs_of
 from milr.runs.journal import Key, Outcome, read_head, read_lines, read_outcome, read_tasks
-from milr.runs.report import BASELINE, MAX_ABSTAIN, Method, make_report
-from milr.runs.signs import Ends, signs_of
+from milr.runs.methods import BASELINE, Method
+from milr.runs.output import write_atomically
 
 RATE_OVER = 600.0  # seconds: drafts a second are those of the last ten minutes of work
 PAUSE = 120.0  # a longer gap between two lines is no work
@@ -212,6 +216,15 @@ def report_of(readings: Sequence[Reading], baseline: str | None = None) -> dict[
             {key for one in versions for key in one if any(one.get(key) != v.get(key) for v in versions)}
         )
         report["warnings"].append(f"parts of the run were made with other versions ({', '.join(differing)})")
+    return report
+
+
+def write_report(folder: Path) -> dict[str, Any]:
+    """Make the report of a finished run, and leave it in its folder as report.json, report.md and curves.svg."""
+    report = report_of([read_run(folder)])
+    write_atomically(folder / "report.json", (json.dumps(report, indent=2) + "\n").encode())
+    write_atomically(folder / "report.md", to_markdown(report).encode())
+    write_atomically(folder / "curves.svg", curves(report).encode())
     return report
 
 

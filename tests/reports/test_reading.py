@@ -10,9 +10,10 @@ from test_journal import milr, wait_for_drafts  # noqa: F401
 
 import runs_toy
 from milr.drafts import UserError
-from milr.runs.bench import METHODS, Terms, bench
+from milr.reports.reading import describe, read_run, report_of, write_report
+from milr.runs.bench import Terms, bench
 from milr.runs.journal import read_lines
-from milr.runs.reading import describe, read_run, report_of
+from milr.runs.methods import METHODS
 from runs_toy import install_redness
 from toy_milr.backbone import ToyBackbone
 from toy_milr.benchmark import tasks
@@ -25,7 +26,8 @@ def redness(monkeypatch):
 
 def run(folder, methods=METHODS[1:3], n=3, **terms):
     terms = Terms(**{"budget": 4, "critic": "redness", **terms})
-    return bench(ToyBackbone(), tasks(n, 7), folder, terms, methods=methods, baseline=methods[0].name)
+    bench(ToyBackbone(), tasks(n, 7), folder, terms, methods=methods, baseline=methods[0].name)
+    return write_report(folder)
 
 
 def test_a_finished_run(tmp_path):

@@ -13,37 +13,19 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import accumulate, combinations
 from typing import Any
 
 from milr.drafts import Task
 from milr.runs.journal import Outcome
+from milr.runs.methods import BASELINE, Method
 from milr.statistics import clustered_share, holm, paired_means, prompts_needed, sign_test
 
 FORMAT = "milr-report/1"
-BASELINE = "best-of-n sampled text"
 CALLS = (1, 4, 8, 16, 20)
 MAX_ABSTAIN = 0.05  # share of drafts without a score from which on a report cannot be trusted
 
 Groups = Sequence[Sequence[Outcome]]  # of each prompt the outcomes of its seeds
-
-
-@dataclass(frozen=True)
-class Method:
-    """A search with a preset; `settings` win over it. `returns_last`: the user gets the last draft, not the best."""
-
-    name: str
-    search: str
-    preset: str | None = None
-    settings: tuple[tuple[str, str], ...] = ()
-    returns_last: bool = False
-
-    @property
-    def spec(self) -> str:
-        """SEARCH:PRESET,SETTING=VALUE,..."""
-        preset = f":{self.preset}" if self.preset else ""
-        return f"{self.search}{preset}" + "".join(f",{name}={value}" for name, value in self.settings)
 
 
 def make_report(

@@ -16,9 +16,9 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from stub_judge import gray, stub_judge
 
-from milr.critics import chat
 from milr.critics.base import Place
-from milr.critics.chat import Chat, ChatSettings, Purse, Question, Reply, as_data
+from milr.critics.remote import chat
+from milr.critics.remote.chat import Chat, ChatSettings, Purse, Question, Reply, as_data
 from milr.drafts import UserError
 
 CANARY = "MILR_CANARY_k3y/4+zero"

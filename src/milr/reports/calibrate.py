@@ -18,7 +18,7 @@ from scipy import stats
 from milr.backbones.base import Backbone
 from milr.critics.base import Critic, judge
 from milr.drafts import Ask, Order, Sample, Task
-from milr.runs.report import INKS
+from milr.reports.report import INKS
 from milr.searches.driver import draft_stream
 from milr.statistics import auc, wilson
 

@@ -3,7 +3,7 @@ import pytest
 from scipy import stats
 
 from milr.drafts import Score, Task
-from milr.runs.calibrate import calibrate, reliability, to_markdown
+from milr.reports.calibrate import calibrate, reliability, to_markdown
 from milr.statistics import auc
 from toy_milr.backbone import ToyBackbone
 from toy_milr.critic import Redness

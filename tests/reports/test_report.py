@@ -2,8 +2,9 @@
 
 import pytest
 
+from milr.reports.report import curves, make_report, pair_of, to_markdown
 from milr.runs.journal import Outcome
-from milr.runs.report import BASELINE, Method, curves, make_report, pair_of, to_markdown
+from milr.runs.methods import BASELINE, Method
 from toy_milr.benchmark import tasks
 
 ABOUT = {"budget": 3, "model": "toy", "critic": "redness", "seed": 0}

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from milr.critics.compbench_rules import Detection
-from milr.critics.models import Frozen, ModelSettings, folder_of, in_batches, load_model
+from milr.critics.local.models import Frozen, ModelSettings, folder_of, in_batches, load_model
+from milr.critics.rules.t2i_compbench import Detection
 from milr.drafts import Box, UserError
 from milr.settings import setting
 

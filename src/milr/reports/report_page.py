@@ -10,11 +10,11 @@ import base64
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from milr.reports.reading import Reading
+from milr.reports.report import INKS, curves, pair_of
+from milr.reports.signs import Ends
 from milr.runs.journal import read_image
 from milr.runs.page import data_uri, environment
-from milr.runs.reading import Reading
-from milr.runs.report import INKS, curves, pair_of
-from milr.runs.signs import Ends
 
 SIDE_BY_SIDE = 6  # prompts that one search draws better than another
 FAILURES = 18
@@ -36,7 +36,7 @@ def render_report(report: Mapping[str, Any], readings: Sequence[Reading]) -> str
     gallery = _Gallery(report, folders)
     against = report["baseline"]
     return str(
-        environment()
+        environment("milr.reports")
         .get_template("report.html")
         .render(
             report=report,

@@ -8,8 +8,8 @@ import tiny_detectors as tiny
 import torch
 from safetensors.torch import load_file, save_file
 
-from milr.critics import detectors, vqa_models
-from milr.critics.detectors import DetectorSettings
+from milr.critics.local import detectors, vqa_models
+from milr.critics.local.detectors import DetectorSettings
 from milr.drafts import UserError
 
 CPU = DetectorSettings(device="cpu")

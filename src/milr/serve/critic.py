@@ -1,4 +1,4 @@
-"""Offers any critic over HTTP, by the contract of `milr.critics.wire`, to milr elsewhere and to other programs.
+"""Offers any critic over HTTP, by the contract of `milr.critics.remote.wire`, to milr elsewhere and to other programs.
 
 One batch is scored at a time, on one thread: critics need not be thread-safe. Of the requests behind it a few may wait;
 the rest are told to come again before their bodies are read, so memory stays flat. Without a token only requests to a
@@ -16,8 +16,9 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from milr import registry
-from milr.critics import naming, wire
+from milr.critics import naming
 from milr.critics.base import Critic, Place, judge
+from milr.critics.remote import wire
 from milr.critics.service import TOKEN, check_variable, is_loopback, token_in
 from milr.drafts import UserError
 from milr.version import __version__

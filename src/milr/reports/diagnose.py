@@ -1,7 +1,7 @@
 """Why a search gains: wrong readings and wrong drawings before and after it, and what each kind of move brought.
 
-    python -m milr.runs.diagnose repair --prompts 300 --seed 7
-    python -m milr.runs.diagnose milr:repaired --prompts 300 --seed 7     with what its latents did
+    python -m milr.reports.diagnose repair --prompts 300 --seed 7
+    python -m milr.reports.diagnose milr:repaired --prompts 300 --seed 7     with what its latents did
 
 Only the lab world can tell a wrong reading from a wrong drawing; no search knows of it.
 """
@@ -25,9 +25,8 @@ from milr.drafts import Draft, Latents, Trajectory
 from milr.lab.curriculum import Item, tasks, unseen_items
 from milr.lab.language import agrees, read_reading
 from milr.lab.measure import share
-from milr.runs.bench import choose_methods
 from milr.runs.generate import Request, prepare
-from milr.runs.report import Method
+from milr.runs.methods import Method, choose_methods
 from milr.searches.driver import drive
 
 STATES = ("right", "wrong reading", "wrong drawing")

@@ -8,9 +8,10 @@ import pytest
 from test_page import HOSTILE, Page
 
 from milr.drafts import Task
-from milr.runs.bench import METHODS, Terms, bench
-from milr.runs.reading import read_run, report_of
-from milr.runs.report_page import render_report
+from milr.reports.reading import read_run, report_of
+from milr.reports.report_page import render_report
+from milr.runs.bench import Terms, bench
+from milr.runs.methods import METHODS
 from runs_toy import install_redness
 from toy_milr.backbone import ToyBackbone
 from toy_milr.critic import Redness

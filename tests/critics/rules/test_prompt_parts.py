@@ -2,8 +2,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from milr.critics import prompt_parts
-from milr.critics.prompt_parts import Place, Thing, read, singular
+from milr.critics.rules import prompt_parts
+from milr.critics.rules.prompt_parts import Place, Thing, read, singular
 
 
 def things(prompt):

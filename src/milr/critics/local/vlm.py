@@ -1,7 +1,7 @@
 """A vision-language model of transformers that runs here: it answers yes or no, or writes.
 
 Any class behind `AutoModelForImageTextToText` with a chat template (Qwen2.5-VL, Qwen3-VL, LLaVA, ...). Its two verbs
-give what those of `critics/chat.py` give, so that a critic need not know where its model runs.
+give what those of `critics/remote/chat.py` give, so that a critic need not know where its model runs.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from milr.critics.models import ModelSettings, folder_of, in_batches, load_model
+from milr.critics.local.models import ModelSettings, folder_of, in_batches, load_model
 from milr.drafts import UserError
 from milr.registry import shorten
 

@@ -1,0 +1,39 @@
+"""What commands share: options of one meaning, a model's name, a line that a terminal may be shown."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+MaxJudgeCost = Annotated[
+    float | None,
+    typer.Option(min=0, help="Stop when judges over HTTP have cost so many US dollars.", show_default="no limit"),
+]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object a line on stdout, and nothing else there.")]
+Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
+
+
+def check_model(model: str) -> None:
+    """Find a wrong name before torch is imported. Hub ids and folders are the loader's business."""
+    from milr import registry
+
+    if "/" not in model and not Path(model).is_dir():
+        registry.find("model", model)
+
+
+def progress_console() -> Console:
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False)
+
+
+def one_line(text: str, limit: int = 400) -> str:
+    from milr.registry import shorten
+
+    return shorten(text, limit)

@@ -1,0 +1,1 @@
+"""Whatever loads weights on behalf of critics."""

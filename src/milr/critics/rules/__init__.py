@@ -1,0 +1,1 @@
+"""Rules that need no model: benchmarks' own verdicts out of detections, and what a prompt asks for."""

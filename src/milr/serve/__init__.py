@@ -1,0 +1,1 @@
+"""Servers: the critic service."""
