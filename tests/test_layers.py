@@ -22,7 +22,7 @@ ORDER = (
     {"__init__", "__main__"},
 )
 # The embedded world joins through the same doors as everyone else: these files are doors, and only open it.
-DOORS = {f"critics/{name}.py" for name in ("scene", "scene_lite", "scene_noisy", "scene_blind")}
+DOORS = {f"critics/{name}.py" for name in ("scene", "scene_right", "scene_lite", "scene_noisy", "scene_blind")}
 
 
 def imported(file):

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from milr.critics.self_critic import SelfCritic
 from milr.drafts import Task
-from milr.lab.curriculum import BAD_DRAWING, CATEGORIES, make_item, misdraw
+from milr.lab.curriculum import BAD_DRAWING, CATEGORIES, is_test_prompt, make_item, misdraw, training_item
 from milr.lab.detector import page_of
-from milr.lab.questions import Question, ask, write_question
+from milr.lab.questions import SHOWS, Question, ask, write_question
 from milr.lab.world import Group, Meaning, Relation, Scene, Thing, lay_out
 
 PAGE = page_of(Scene((Thing("fox", "red", 0), Thing("fox", "red", 1), Thing("car", "blue", 3)), "green"))
@@ -85,3 +85,18 @@ def test_the_critic_asks_in_the_words_that_were_taught():
     SelfCritic(Ear()).score([None], [Task(prompt)])
     taught = {write_question(Meaning((Group("fox"),)), rng, prompt).text for _ in range(20)}
     assert asked[0] in taught
+
+
+def test_no_question_is_about_a_whole_test_prompt():
+    """Red before: 5.6 % of the questions about whole prompts were about prompts of the test side."""
+
+    def about_test_prompts(**how):
+        rng, count = random.Random(1), 0
+        for _ in range(1500):
+            item = training_item(rng, 0.0)
+            question, _ = ask(item.meaning, item.prompt, page_of(lay_out(item.meaning, rng)), rng, **how)
+            count += question.whole and is_test_prompt(question.text.removeprefix(SHOWS).rstrip("?"))
+        return count
+
+    assert about_test_prompts() == 0
+    assert about_test_prompts(of_test_prompts=True) > 10  # as the checkpoint that is shipped was trained

@@ -8,11 +8,13 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from milr.lab.curriculum import contradict
+from milr.lab.curriculum import contradict, is_test_prompt
 from milr.lab.detector import Page, check
 from milr.lab.language import plain_phrase, usual, write_prompt
 from milr.lab.lexicon import with_article
 from milr.lab.world import NO_FRAME, Group, Meaning, Relation, holds
+
+SHOWS = "Does this picture show "
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ def write_question(meaning: Meaning, rng: random.Random, prompt: str) -> Questio
         kinds.append("frame")
     kind = rng.choice(kinds)
     if kind == "whole":
-        return Question(f"Does this picture show {prompt.strip().rstrip('.?!')}?", meaning, whole=True)
+        return Question(f"{SHOWS}{prompt.strip().rstrip('.?!')}?", meaning, whole=True)
     if kind == "frame":
         return Question(f"Is there {with_article(str(meaning.frame))} frame?", Meaning((), frame=meaning.frame))
     if kind == "relation":
@@ -70,10 +72,13 @@ def write_question(meaning: Meaning, rng: random.Random, prompt: str) -> Questio
     return Question(f"Is there {plain_phrase(group)}?", Meaning((group,)))
 
 
-def ask(meaning: Meaning, prompt: str, page: Page, rng: random.Random) -> tuple[Question, bool]:
+def ask(
+    meaning: Meaning, prompt: str, page: Page, rng: random.Random, of_test_prompts: bool = False
+) -> tuple[Question, bool]:
     """A question about a page that shows `meaning`, or tried to, and its true answer: 'yes' half of the time.
 
-    A 'no' is about a meaning that differs in one thing, or about what went wrong on the page.
+    A 'no' is about a meaning that differs in one thing, or about what went wrong on the page. No question asks for a
+    whole test prompt, unless `of_test_prompts`: so it was when the checkpoint that is shipped was trained.
     """
     wanted = rng.random() < 0.5
     while True:
@@ -81,6 +86,8 @@ def ask(meaning: Meaning, prompt: str, page: Page, rng: random.Random) -> tuple[
         if not wanted and rng.random() < 0.7:
             asked = contradict(meaning, rng)
             words = write_prompt(asked, rng)
+            if is_test_prompt(words) and not of_test_prompts:
+                continue
         question = write_question(asked, rng, words)
         if question.is_true_of(page) == wanted:
             return question, wanted

@@ -31,6 +31,7 @@ from milr.lab.curriculum import (
     MIX,
     RIDDLES_ELSEWHERE,
     DrawingErrors,
+    Item,
     misdraw,
     training_item,
     training_sample,
@@ -39,10 +40,10 @@ from milr.lab.detector import page_of
 from milr.lab.language import write_frame, write_layout
 from milr.lab.model import ASSISTANT, BOI, BOS, EOI, EOS, IMAGE, NO, PAD, USER, YES
 from milr.lab.optimizers import MovingAverage, MuonAndAdamW, autocast, load_state, save_state, schedule
-from milr.lab.questions import ask
+from milr.lab.questions import Question, ask
 from milr.lab.train_eye import see, with_noise
 from milr.lab.train_vq import Report
-from milr.lab.world import lay_out
+from milr.lab.world import Scene, lay_out
 
 QUESTIONS_PER_PAGE = 4
 FIRST_PATCH = 3  # position of the first patch in a question row
@@ -194,28 +195,43 @@ class QuestionRow:
     captions_at: list[int]
 
 
-def question_row(rng: random.Random, ids: Ids, encode: Encode, even_pages: bool = False) -> QuestionRow:
-    """A page, some yes/no questions about it, and what it shows, place by place.
+@dataclass(frozen=True)
+class AskedPage:
+    """A page that was meant to show `item`, and questions about it with their true answers."""
 
-    Half of the questions are 'no', most of these by one detail; a third of the pages are drawn wrong. The caption is
-    for the eye: one bit an answer teaches it slowly. It comes last, so that no answer can be copied from it.
-    """
+    item: Item
+    scene: Scene
+    questions: list[tuple[Question, bool]]
+
+
+def asked_page(rng: random.Random, even_pages: bool, of_test_prompts: bool = False) -> AskedPage:
+    """A page and its questions: half of these are 'no', most by one detail; a third of the pages are drawn wrong."""
     item = training_item(rng, RIDDLES_ELSEWHERE / 3, EVEN if even_pages else MIX)
     scene = lay_out(item.meaning, rng)
     if rng.random() < DRAWN_WRONG:
         scene = misdraw(item.meaning, scene, rng, BAD_DRAWING)
     page = page_of(scene)
+    asked = [ask(item.meaning, item.prompt, page, rng, of_test_prompts) for _ in range(QUESTIONS_PER_PAGE)]
+    return AskedPage(item, scene, asked)
+
+
+def question_row(rng: random.Random, ids: Ids, encode: Encode, even_pages: bool = False) -> QuestionRow:
+    """A page, some yes/no questions about it, and what it shows, place by place.
+
+    The caption is for the eye: one bit an answer teaches it slowly. It comes last, so that no answer can be copied
+    from it.
+    """
+    shown = asked_page(rng, even_pages)
     tokens = [ids.bos, ids.user, ids.boi, *[ids.image] * TOKENS, ids.eoi]
     answers_at = []
-    for turn in range(QUESTIONS_PER_PAGE):
-        question, answer = ask(item.meaning, item.prompt, page, rng)
+    for turn, (question, answer) in enumerate(shown.questions):
         tokens += [ids.user] * (turn > 0) + [*encode(" " + question.text), ids.assistant]
         answers_at.append(len(tokens) - 1)
         tokens += [ids.yes if answer else ids.no, ids.eos]
-    caption = encode(f" {write_layout(scene.things)} {write_frame(scene.frame)}")
+    caption = encode(f" {write_layout(shown.scene.things)} {write_frame(shown.scene.frame)}")
     tokens += [ids.user, *encode(" " + DESCRIBE), ids.assistant]
     captions_at = list(range(len(tokens) - 1, len(tokens) + len(caption)))
-    return QuestionRow([*tokens, *caption, ids.eos], page_tokens(scene), answers_at, captions_at)
+    return QuestionRow([*tokens, *caption, ids.eos], page_tokens(shown.scene), answers_at, captions_at)
 
 
 @dataclass(frozen=True)
@@ -245,12 +261,17 @@ def make_batch(step: int, plan: LmPlan, ids: Ids, tokenizer: PreTrainedTokenizer
     return Batch(_drawings(rows, ids), _readings(dealt(read), ids, 0), _questions(dealt(asked), ids, step))
 
 
+def pool_rng(plan: LmPlan, number: int) -> random.Random:
+    """The random stream of one pool: drawings, then readings, then questions (`_pools`; lab.report_set lists them)."""
+    return random.Random(f"{plan.data}-pool-{plan.seed}-{number}")
+
+
 @functools.lru_cache(maxsize=1)
 def _pools(
     number: int, plan: LmPlan, ids: Ids, tokenizer: PreTrainedTokenizerFast
 ) -> tuple[list[DrawingRow], list[DrawingRow], list[QuestionRow]]:
     """Rows for four batches, sorted: rows of like length share a batch, which saves a fifth of the positions."""
-    rng = random.Random(f"{plan.data}-pool-{plan.seed}-{number}")
+    rng = pool_rng(plan, number)
 
     def encode(text: str) -> list[int]:
         return list(tokenizer(text, add_special_tokens=False).input_ids)

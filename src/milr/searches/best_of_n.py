@@ -1,6 +1,8 @@
 """Best-of-N: draw again and again, keep the best. The baseline that every search must beat at equal cost.
 
-Nothing is learned from a failed draft; the driver keeps the best and stops at the threshold or the budget.
+Nothing is learned from what a failed draft shows; the driver keeps the best and stops at the threshold or the budget.
+With `distinct` texts no plan (the first lambda_t of a text) is drawn twice: a rival that wastes no call on a reading
+that failed before, but does not ask which choice was to blame.
 """
 
 from __future__ import annotations
@@ -8,23 +10,27 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from milr.drafts import Ask, Forced, Greedy, Sample
+import torch
+
+from milr.drafts import Ask, Draft, Forced, Greedy, Sample
 from milr.searches.base import Problem, Search, whole_text
 from milr.searches.choice import most_credible
+from milr.searches.untried import Untried
 from milr.settings import check, setting
 
 NAME = "best-of-n"
-SUMMARY = "Draw again and again, keep the best (greedy or sampled reasoning)"
+SUMMARY = "Draw again and again, keep the best (greedy, sampled or distinct reasonings)"
 
 
 @dataclass(frozen=True)
 class BestOfN:
     """Settings of `best-of-n`."""
 
-    text: Literal["greedy", "sampled"] = setting(
+    text: Literal["greedy", "sampled", "distinct"] = setting(
         "sampled",
-        "how the reasonings after the first are written; sampled is the stronger rival",
+        "how the reasonings after the first are written: the same again, sampled, or sampled but no plan twice",
     )
+    text_ratio: float = setting(0.2, "first share of a text that is its plan, lambda_t (distinct)", low=0, high=1)
     text_temperature: float = setting(1.0, "softmax temperature of sampled text", low=0.01, high=10)
     image_temperature: float = setting(1.0, "softmax temperature of the image tokens (paper: 1)", low=0.01, high=10)
     guidance: float | None = setting(None, "classifier-free guidance scale; none is the model's own", low=0, high=100)
@@ -39,19 +45,40 @@ class BestOfN:
 def best_of_n(problem: Problem, settings: BestOfN) -> Search:
     """The first draft is that of `single`; each further one differs by its random stream only.
 
-    A greedy text is always the same, so it is written once and then forced: only sampled tokens are charged.
+    A greedy text is always the same, so it is written once and then forced: only sampled tokens are charged. Where no
+    plan is left that was not drawn, all may be drawn once more.
     """
-    image = Sample(settings.image_temperature)
-    first = yield Ask(text=Greedy(), image=image, guidance=settings.guidance)
-    again: Forced | Sample = Sample(settings.text_temperature)
+    image, rest = Sample(settings.image_temperature), Sample(settings.text_temperature)
+    ratio = settings.text_ratio if settings.text == "distinct" else 0.0
+    draft = yield Ask(Greedy(), image, ratio, guidance=settings.guidance)
+    again: Forced | Sample = rest
     if settings.text == "greedy":
-        again = Forced(whole_text(first.drawn, problem.text_end))
-    drafts = [first.without_latents()]
+        again = Forced(whole_text(draft.drawn, problem.text_end))
+    untried = Untried()
+    drafts = [draft.without_latents()]
     while len(drafts) < problem.budget:
-        drafts.append((yield Ask(text=again, image=image, guidance=settings.guidance)))
+        if ratio > 0:
+            again, untried = _another(untried, draft, problem, rest)
+        draft = yield Ask(again, image, ratio, guidance=settings.guidance)
+        drafts.append(draft.without_latents())
     return most_credible(drafts, threshold=problem.threshold, shrink=settings.shrink) if settings.shrink else None
 
 
+def _another(untried: Untried, draft: Draft, problem: Problem, rest: Sample) -> tuple[Forced | Sample, Untried]:
+    """The beginning of a plan that is none of those so far, this draft's included. Begins anew where none is left."""
+    latents = draft.drawn.latents
+    if latents is not None and len(latents.text):
+        with torch.no_grad():
+            logits = problem.text_logits(latents.text) / rest.temperature
+        untried.use(draft.drawn.text_tokens[: len(logits)], logits)
+    words = untried.draw(problem.rng)
+    return (rest, Untried()) if words is None else (Forced(words, then=rest), untried)
+
+
 SETTINGS = BestOfN
-PRESETS = {"sampled-text": BestOfN(text="sampled"), "greedy-text": BestOfN(text="greedy")}
+PRESETS = {
+    "sampled-text": BestOfN(text="sampled"),
+    "greedy-text": BestOfN(text="greedy"),
+    "distinct": BestOfN(text="distinct"),
+}
 search = best_of_n
