@@ -2,8 +2,8 @@
 
 `scenes` was split by wording, and its seeds were used while methods were tuned; prompts of both sides often mean the
 same. This set shares no meaning with what the model was trained on (its questions included), with what any method was
-tuned on, or with any list that was looked at or reported before. `python -m milr.lab.report_set --check FILE` lists all
-that and makes the set again. Of three categories of `scenes` (single, counting, colours) the world has no meanings left.
+tuned on, or with any list that was looked at or reported before. `python -m milr.lab.report_set --check FILE` lists
+all that and makes the set again. Of three categories of `scenes` (single, counting, colours) no new meaning is left.
 """
 
 from __future__ import annotations
