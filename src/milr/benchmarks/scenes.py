@@ -1,7 +1,8 @@
 """The lab world's own prompts: a fixed set of 600 in eight categories, or any number of fresh ones. A door to milr.lab.
 
 The fixed set is a file, so that it stays what it is when the generator changes; it is what
-`milr lab prompts --n 600 --seed 31100 --json` printed on 2026-11-25. None of it was seen in training.
+`milr lab prompts --n 600 --seed 31100 --json` printed on 2026-11-25. None of it was read or drawn in training,
+though some of its meanings were, in other words; `scenes_2` shares no meaning either.
 """
 
 from __future__ import annotations

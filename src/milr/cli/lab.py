@@ -28,7 +28,7 @@ def lab_prompts(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Test prompts of the embedded world, none of them seen in training, with the checks that decide them."""
+    """Test prompts of the embedded world, none of them read or drawn in training, with the checks that decide them."""
     from milr.lab.curriculum import CATEGORIES, prompt_records
     from milr.runs.planned import check_categories
 

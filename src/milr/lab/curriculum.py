@@ -47,7 +47,10 @@ def chance(*key: object) -> float:
 
 
 def is_test_prompt(prompt: str) -> bool:
-    """Prompts are split by the hash of their words: a tenth is never trained on, whatever the seed."""
+    """Prompts are split by the hash of their words: a tenth is never read or drawn in training, whatever the seed.
+
+    The checkpoint that is shipped was asked yes/no questions about some of them (`lab.questions.ask`).
+    """
     return chance("split", " ".join(re.findall(r"\w+", prompt.lower()))) < 0.1
 
 

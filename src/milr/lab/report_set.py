@@ -176,7 +176,9 @@ def quoted_in(root: Path, lines: Sequence[Mapping[str, str]]) -> list[str]:
     for line in lines:
         meaning = parse(line["prompt"]).meaning
         assert meaning is not None
-        if met.holds(_plain(line["prompt"], meaning)):
+        # A riddle is not the name of its answer: only its words count.
+        is_quoted = words_of(line["prompt"]) in met.words
+        if is_quoted or (line["category"] != "riddle" and met.holds(_plain(line["prompt"], meaning))):
             found.append(line["prompt"])
     return found
 
