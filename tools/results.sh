@@ -1,10 +1,12 @@
 #!/bin/sh
 # Runs what docs/results.md reports, into out/results: tools/results.sh [PART...], all parts without a name.
 # Killed, it goes on where it stopped. Prompts of seeds 901 to 999 were looked at while milr was developed; those of
-# seeds from 31001 on are only for reports.
+# seeds from 31001 on were only for reports, but share wordings and meanings with them. scenes-2 shares none
+# (python -m milr.lab.report_set).
 set -eu
 cd "$(dirname "$0")/.."
 
+prompts=scenes
 bench() { # NAME OPTIONS METHOD...
   name=$1 options=$2
   shift 2
@@ -13,7 +15,7 @@ bench() { # NAME OPTIONS METHOD...
   done
   echo "== $name"
   # shellcheck disable=SC2086  # no option and no method holds a space
-  .venv/bin/milr bench scenes --out "out/results/$name" $options
+  .venv/bin/milr bench $prompts --out "out/results/$name" $options
 }
 
 sampled=best-of-n:sampled-text
@@ -21,12 +23,14 @@ greedy=best-of-n:greedy-text
 cool=image_temperature=0.7
 sampled_tuned=$sampled,$cool,guidance=1.5                # what tuning chose: most solved at 20 calls
 greedy_tuned=$greedy,image_temperature=1.3,guidance=1.5
+distinct=best-of-n:distinct
+repaired=milr:repaired,text_ratio=0.2,image_ratio=0.1    # the best of the 16 pairs of part ratios
 development="--prompt-seed 921 --limit 120 --category riddle --category composition --category position
   --category attribute --category counting"
 
-for part in ${*:-tuning main second ablation milr diagnosis critics regularisers noise ratios trust}; do
+for part in ${*:-tuning main-2 right main second ablation milr diagnosis critics regularisers noise ratios trust}; do
   case $part in
-  tuning) # the same effort for each of the three: the default and seven others
+  tuning) # the same effort for each of the four: the default and seven others
     bench tuning-best-of-n "$development" \
       $sampled $sampled,$cool $sampled,image_temperature=0.85 $sampled,text_temperature=0.7 \
       $sampled,text_temperature=1.3 $sampled,guidance=1.0 $sampled,guidance=1.5 $sampled_tuned \
@@ -35,6 +39,21 @@ for part in ${*:-tuning main second ablation milr diagnosis critics regularisers
     bench tuning-repair "$development" \
       repair repair,again=0.1 repair,$cool repair,image_temperature=0.85 repair,text_temperature=0.7 \
       repair,text_temperature=1.3 repair,guidance=1.0 repair,guidance=1.5
+    bench tuning-distinct "$development" \
+      $distinct $distinct,text_ratio=0.4 $distinct,text_ratio=0.6 $distinct,text_ratio=1 \
+      $distinct,$cool,guidance=1.5 $distinct,text_ratio=0.4,$cool,guidance=1.5 \
+      $distinct,text_ratio=0.6,$cool,guidance=1.5 $distinct,text_ratio=1,$cool,guidance=1.5
+    ;;
+  main-2) # the headline: prompts whose meanings were never met, the strongest rivals, once
+    prompts=scenes-2
+    bench main-2 "--seeds 2 --baseline $sampled_tuned" $sampled_tuned repair $distinct_tuned $sampled $repaired
+    prompts=scenes
+    ;;
+  right) # the same with the paper's oracle, 0 or 1, which says nothing of what is missing
+    prompts=scenes-2
+    bench right "--reward scene-right --baseline $sampled_tuned" \
+      $sampled_tuned repair $distinct_tuned $sampled $repaired milr:paper
+    prompts=scenes
     ;;
   main) # the bar: both best-of-N as tuned, the stronger one also untuned; repair untuned
     bench main "--prompt-seed 31001 --limit 600 --seeds 2 --baseline $sampled_tuned" \
@@ -118,7 +137,7 @@ for part in ${*:-tuning main second ablation milr diagnosis critics regularisers
     trust parts "$parts" "--held-out scene"
     ;;
   *)
-    echo "unknown part: $part; there are tuning main second ablation milr diagnosis critics regularisers noise ratios trust" >&2
+    echo "unknown part: $part; there are tuning main-2 right main second ablation milr diagnosis critics regularisers noise ratios trust" >&2
     exit 2
     ;;
   esac
