@@ -4,10 +4,11 @@ import json
 import sys
 
 import pytest
+
 from command import ROOT
 
 sys.path.insert(0, str(ROOT / "tools"))
-import quoted  # noqa: E402
+import quoted
 
 PAIR = {"a": "mine", "b": "base", "axis": "calls", "at": 20, "difference": 0.041, "low": 0.02, "high": 0.062,
         "won": 9, "lost": 2, "p_mcnemar": 0.0654}  # fmt: skip
