@@ -52,9 +52,10 @@ def in_a_process_of_its_own(*arguments):
     return run.stdout.splitlines()
 
 
-def test_killed_at_twenty_random_moments_it_ends_as_if_unbroken(tmp_path):
-    trials = [json.loads(line) for line in in_a_process_of_its_own("kill", tmp_path, 3, 20)]
-    assert len(trials) == 20
+@pytest.mark.parametrize("count", [8, pytest.param(20, marks=pytest.mark.slow)])
+def test_killed_at_random_moments_it_ends_as_if_unbroken(tmp_path, count):
+    trials = [json.loads(line) for line in in_a_process_of_its_own("kill", tmp_path, 3, count)]
+    assert len(trials) == count
     for number, trial in enumerate(trials):
         assert trial["kills"] == (3 if number % 5 == 0 else 1)
         assert trial["status"] == 0
