@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 
 from milr.backbones.janus import JanusBackbone, load_janus
 from milr.backbones.random_checkpoint import make_checkpoint, tiny
 
-
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "real_weights: needs the weights of Janus-Pro-1B on this machine")
+# A gate is green or red for the same reasons everywhere: hypothesis tries the same examples each time, however slowly.
+# `make test-slow` looks for new ones (HYPOTHESIS_PROFILE=search).
+SLOW_IS_FINE = {"deadline": None, "suppress_health_check": [hypothesis.HealthCheck.too_slow], "print_blob": True}
+hypothesis.settings.register_profile("gate", derandomize=True, database=None, **SLOW_IS_FINE)
+hypothesis.settings.register_profile("search", **SLOW_IS_FINE)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "gate"))
 
 
 @pytest.fixture(scope="session")

@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import JanusForConditionalGeneration
 
 Numbers = Sequence[float]
+Picked = tuple[int, float]  # a token, and the margin by which it was chosen
 
 
 @dataclass
@@ -30,6 +31,8 @@ class Step:
     reward: float
     text_latents: Tensor
     image_latents: Tensor
+    text_margins: list[float]
+    image_margins: list[float]
 
 
 @dataclass
@@ -83,27 +86,35 @@ class NaiveJanus:
         return unconditional + self.guidance * (conditional - unconditional)  # type: ignore[no-any-return]
 
     @torch.no_grad()
-    def write(self, prompt: str, start: list[int], sampled_with: Numbers | None) -> tuple[list[int], list[Tensor]]:
-        """A text that begins with `start`, end token included if it came, and the latent behind each token."""
+    def write(
+        self, prompt: str, start: list[Picked], sampled_with: Numbers | None
+    ) -> tuple[list[int], list[Tensor], list[float]]:
+        """A text that begins with `start`, end token included if it came; for each token its latent and its margin."""
         text: list[int] = []
-        states = []
+        states, margins = [], []
         while len(text) < self.longest_text and self.end not in text:
             states.append(self.text_state(prompt, text))
             at = len(text)
             number = None if sampled_with is None else sampled_with[at]
-            text.append(start[at] if at < len(start) else pick(self.text_logits(states[-1]), number))
-        return text, states
+            token, margin = start[at] if at < len(start) else pick(self.text_logits(states[-1]), number)
+            text.append(token)
+            margins.append(margin)
+        return text, states, margins
 
     @torch.no_grad()
-    def paint(self, prompt: str, text: list[int], start: list[int], numbers: Numbers) -> tuple[list[int], list[Tensor]]:
-        """The image tokens that begin with `start`, and the latents behind each."""
+    def paint(
+        self, prompt: str, text: list[int], start: list[Picked], numbers: Numbers
+    ) -> tuple[list[int], list[Tensor], list[float]]:
+        """The image tokens that begin with `start`; for each its latents and its margin."""
         image: list[int] = []
-        states = []
+        states, margins = [], []
         while len(image) < self.image_tokens:
             states.append(self.image_state(prompt, text, image))
             at = len(image)
-            image.append(start[at] if at < len(start) else pick(self.image_logits(states[-1]), numbers[at]))
-        return image, states
+            token, margin = start[at] if at < len(start) else pick(self.image_logits(states[-1]), numbers[at])
+            image.append(token)
+            margins.append(margin)
+        return image, states, margins
 
     @torch.no_grad()
     def show(self, image: list[int]) -> Image.Image:
@@ -111,17 +122,20 @@ class NaiveJanus:
         return Image.fromarray(pixels.round().clamp(0, 255).numpy().astype(np.uint8))
 
 
-def pick(logits: Tensor, number: float | None) -> int:
-    """The most probable token, or the one where the cumulative probability passes `number`."""
+def pick(logits: Tensor, number: float | None) -> Picked:
+    """The most probable token, or the one where the cumulative probability passes `number`; and by which margin: how
+    far all logits may move before it could be another."""
     if number is None:
-        return int(logits.argmax())
-    total = 0.0
+        best, second = logits.topk(2).values.tolist()
+        return int(logits.argmax()), (best - second) / 2
+    total, nearest, chosen = 0.0, 1.0, -1
     probabilities = torch.softmax(logits, -1).tolist()
     for token, probability in enumerate(probabilities):
         total += probability
-        if total > number:
-            return token
-    return len(probabilities) - 1
+        nearest = min(nearest, abs(total - number))
+        if total > number and chosen < 0:
+            chosen = token
+    return (chosen if chosen >= 0 else len(probabilities) - 1), nearest
 
 
 def search(
@@ -145,9 +159,9 @@ def search(
 ) -> list[Step]:
     """z <- z + lr (R + offset) grad log p(t, v | z) for `steps` steps; `*_numbers(draft)` are uniform numbers."""
     # z0: the latents of a first draft.
-    text, text_states = janus.write(prompt, [], None)
+    text, text_states, text_margins = janus.write(prompt, [], None)
     words = [token for token in text if token != janus.end]
-    image, image_states = janus.paint(prompt, words, [], image_numbers(0))
+    image, image_states, image_margins = janus.paint(prompt, words, [], image_numbers(0))
     reward = reward_of(janus.show(image))
     rewards = [1.0]
 
@@ -160,7 +174,8 @@ def search(
     adam_image = torch.optim.Adam([z_image], lr=learning_rate)
 
     def snapshot() -> Step:
-        return Step(list(words), list(image), reward, z_text.detach().clone(), z_image.detach().clone())
+        latents = z_text.detach().clone(), z_image.detach().clone()
+        return Step(list(words), list(image), reward, *latents, text_margins, image_margins)
 
     history = [snapshot()]
     for step in range(steps):
@@ -196,13 +211,15 @@ def search(
         # The next draft: its first tokens from z, the rest from the model.
         text_start = [pick(janus.text_logits(latent), None) for latent in z_text]
         if variant == "image-only":
-            text_start = text
-        text, _ = janus.write(prompt, text_start, text_numbers(step + 1) if samples_rest_of_text else None)
+            text_start = [(token, math.inf) for token in text]
+        text, _, text_margins = janus.write(
+            prompt, text_start, text_numbers(step + 1) if samples_rest_of_text else None
+        )
         words = [token for token in text if token != janus.end]
-        image_start = []
+        image_start: list[Picked] = []
         if variant != "text-only":
             image_start = [pick(janus.image_logits(latents), prefix_rng.random()) for latents in z_image]
-        image, _ = janus.paint(prompt, words, image_start, image_numbers(step + 1))
+        image, _, image_margins = janus.paint(prompt, words, image_start, image_numbers(step + 1))
         reward = reward_of(janus.show(image))
         history.append(snapshot())
     return history

@@ -1,9 +1,11 @@
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 from milr.benchmarks import custom
+from milr.critics.ocr import wanted_phrases
 from milr.drafts import UserError
 
 
@@ -13,6 +15,19 @@ def test_packs():
         assert len(tasks) == 16
         assert all(task.category == pack and len(task.metadata["checks"]) >= 2 for task in tasks)
         assert all(check.endswith("?") for task in tasks for check in task.metadata["checks"])
+
+
+def test_the_medical_pack_asks_for_annotations_and_never_for_a_finding():
+    tasks = custom.tasks(data=Path("medical"))
+    said = " ".join([*(task.prompt for task in tasks), *(check for task in tasks for check in task.metadata["checks"])])
+    finding = r"diagnos|disease|tumou?r|cancer|fractur|lesion|patholog|patient|symptom|infect|treat|abnormal|healthy"
+    assert not re.findall(finding, said, re.IGNORECASE)
+    for task in tasks:
+        quoted = wanted_phrases(task.prompt, {})
+        assert set(quoted) <= set(task.metadata.get("text", ())), task.prompt
+    assert sum("text" in task.metadata for task in tasks) >= 4
+    with pytest.raises(UserError, match="not for clinical use"):
+        custom.tasks()
 
 
 def test_a_text_file(tmp_path):

@@ -1,12 +1,10 @@
 """Runs read back: where they stand, and reports of several side by side."""
 
 import json
-import os
-import signal
 
 import pytest
 from test_journal import bench as bench_command
-from test_journal import milr, wait_for_drafts  # noqa: F401
+from test_journal import milr  # noqa: F401
 
 import runs_toy
 from milr.drafts import UserError
@@ -93,12 +91,10 @@ def test_parts_made_with_other_versions_are_said(tmp_path):
 
 
 def test_reading_while_it_runs(milr):  # noqa: F811
-    process = milr.start(*bench_command(), TOY_SECONDS="0.3")
-    wait_for_drafts(milr.folder / "r", 4)
+    process = milr.start_and_wait(*bench_command())
     shown = milr("runs", "r")
     as_json = milr("runs", "r", "--json")
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
+    assert process.poll() is None
     assert shown.returncode == 0, shown.stderr
     assert "best-of-n: " in shown.stdout
     assert json.loads(as_json.stdout)["methods"][0]["searches"] == 4

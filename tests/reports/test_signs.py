@@ -1,5 +1,6 @@
 """Signs of trouble: alarms that must ring, and that must not."""
 
+import random
 import zlib
 
 import numpy as np
@@ -7,6 +8,9 @@ import pytest
 from PIL import Image
 
 from milr.drafts import Score, Task
+from milr.lab.curriculum import CATEGORIES, make_item
+from milr.lab.language import PLACES, write_reading
+from milr.lab.world import lay_out
 from milr.reports.signs import Ends, hacking_alarm, has_collapsed, is_repetitive, signs_of, wrong_relation_rewarded
 from milr.runs.journal import Outcome
 from milr.runs.looks import LOOKS, look
@@ -85,14 +89,66 @@ def test_a_held_out_score_that_falls_while_the_reward_rises_rings():
     assert hacking_alarm(unchanged, ["scene"]).changed == 0
 
 
-def test_repetitive_texts():
-    assert is_repetitive("beige glove " * 12)
-    assert not is_repetitive("beige glove " * 3)  # too short to tell
-    assert not is_repetitive(
-        "Two red foxes above a blue car. Top left: a red fox. Top middle: a red fox. Below: a blue car."
-    )
-    four = " ".join(f"{where}: a red fox." for where in ("Top left", "Top right", "Middle", "Bottom left"))
-    assert not is_repetitive(f"Four red foxes. {four}")
+GOOD = (
+    "The scene shows a quiet harbour in the early morning, with three small boats tied to a wooden pier, a man in a "
+    "yellow coat who mends a net, and two gulls that wait on the roof of a white shed for him."
+)
+COLLAPSED = {
+    "from the start": "beige glove " * 12,
+    "late": GOOD + " beige glove" * 12,
+    "late, as a list": GOOD + ", beige glove" * 12,
+    "in the middle": f"{GOOD}{' beige glove' * 12} {GOOD}",
+    "one word": GOOD + " red" * 15,
+    "a sentence": GOOD + " A beige glove lies on the table." * 6,
+    "a paragraph": f"{GOOD} " * 3,
+    "two by turns": GOOD + " a red hat, a blue hat," * 6,
+    "irregular": GOOD + " a beige glove and a beige glove, a beige glove, beige glove with a beige glove and a beige "
+    "glove, the beige glove and a beige glove, a beige glove and the beige glove.",
+    "without spaces": "beigeglove" * 12,
+    "Chinese": "一只红色的狐狸站在蓝色的汽车上。" + "米色手套" * 12,
+    "Chinese, as a list": "一只红色的狐狸站在蓝色的汽车上。" + "，米色手套" * 15,
+    "Japanese": "赤い狐が青い車の上にいる。" + "ベージュの手袋" * 12,
+    "Thai": "สุนัขจิ้งจอกสีแดง " + "ถุงมือสีเบจ" * 12,
+    "Hindi": "लाल लोमड़ी " + "बेज दस्ताना " * 12,
+    "signs": GOOD + "🦊" * 20,
+    "overflow": GOOD + "!" * 30,
+}
+THINGS = ("dog", "cat", "car", "bus", "hat", "cup", "pen", "box", "bag")
+HONEST = {
+    "good": GOOD,
+    "short": "beige glove " * 3,
+    "and": "a red dog and a red cat and a red car",
+    "and nine times": " and ".join(f"a red {thing}" for thing in THINGS),
+    "nine places": "Nine red foxes. " + " ".join(f"{place}: a red fox." for place in PLACES),
+    "nine short places": " ".join(f"{place}: a fox." for place in PLACES),
+    "nine long places": " ".join(
+        f"In the {place} of the page there is a small red fox that looks." for place in PLACES
+    ),
+    "nine things": ", ".join(["a red fox"] * 9),
+    "numbers": " ".join(f"{number}. a red fox" for number in range(1, 16)),
+    "Chinese places": "".join(f"{row}{column}：一只红狐狸。" for row in "上中下" for column in "左中右"),
+    "rows": "Row one: red, red, red. Row two: red, red, red. Row three: red, red, red.",
+    "a summary": f"{GOOD} In short: {GOOD}",
+    "a rhyme": "Row, row, row your boat, gently down the stream. Merrily, merrily, merrily, merrily. " * 2,
+    "a rule of dashes": f"{GOOD}\n{'-' * 80}\n{GOOD}",
+    "nothing": "",
+}
+
+
+@pytest.mark.parametrize("text", COLLAPSED.values(), ids=COLLAPSED)
+def test_collapse_is_seen_wherever_it_begins_and_in_any_script(text):
+    assert is_repetitive(text)
+
+
+@pytest.mark.parametrize("text", HONEST.values(), ids=HONEST)
+def test_words_that_are_repeated_with_reason_are_no_collapse(text):
+    assert not is_repetitive(text)
+
+
+def test_no_reading_of_the_lab_world_looks_like_collapse():
+    rng = random.Random(0)
+    meanings = [make_item(CATEGORIES[number % len(CATEGORIES)], rng).meaning for number in range(400)]
+    assert not [text for one in meanings if is_repetitive(text := write_reading(one, lay_out(one, rng)))]
 
 
 def test_collapsed_pictures():

@@ -4,7 +4,10 @@
     python kills.py full FOLDER ROOM...
 
 `kill` prints one JSON line a trial: how often the run was killed, and whether what it left is what an unbroken run
-leaves. `full` lets no file of a run in FOLDER/ROOM grow beyond ROOM bytes and prints the child's exit status. A process
+leaves. A moment is a call into C, counted from the start: all that a run leaves behind goes through one, and unlike a
+time it is the same on every machine.
+
+`full` lets no file of a run in FOLDER/ROOM grow beyond ROOM bytes and prints the child's exit status. A process
 of its own, since a fork of one that computes with several threads may hang: start it with OMP_NUM_THREADS=1.
 """
 
@@ -14,7 +17,6 @@ import random
 import resource
 import signal
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -27,7 +29,6 @@ from runs_toy import install_redness
 from toy_milr.backbone import ToyBackbone
 from toy_milr.benchmark import tasks
 
-SECONDS = 0.004  # that the toy takes for a round
 PROMPTS, SEEDS, BUDGET = 6, 2, 5
 FEW = (METHODS[1], METHODS[2], METHODS[7])
 
@@ -40,10 +41,28 @@ def run(folder):
     return write_report(folder)
 
 
-def child(folder, room=None):
-    """Start a run in a child; its process id. It exits with 3 where it says that it cannot write, with 1 for others."""
+class Calls:
+    """Counts this process's calls into C, and kills it just before call `last`."""
+
+    def __init__(self, last=None):
+        self.count, self.last = 0, last
+
+    def __call__(self, frame, event, argument):
+        if event == "c_call":
+            self.count += 1
+            if self.count == self.last:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+
+def child(folder, room=None, last=None):
+    """Start a run in a child; its process id. It exits with 3 where it says that it cannot write, with 1 for others.
+
+    `room`: no file may have more bytes. `last`: the call into C before which it is killed.
+    """
     pid = os.fork()
     if pid == 0:
+        if last is not None:
+            sys.setprofile(Calls(last))
         if room is not None:
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
             resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
@@ -67,20 +86,20 @@ def left(folder):
 
 
 def kill(folder, seed, trials):
-    os.environ["TOY_SECONDS"] = str(SECONDS)
-    began = time.monotonic()
-    run(folder / "whole")
-    whole, duration = left(folder / "whole"), time.monotonic() - began
+    run(folder / "whole")  # also imports what a run imports, so that it is not counted
+    whole = left(folder / "whole")
+    calls = Calls()
+    sys.setprofile(calls)
+    run(folder / "counted")
+    sys.setprofile(None)
     rng = random.Random(seed)
     for trial in range(trials):
         cut = folder / f"cut-{trial}"
         kills = 0
         times = 3 if trial % 5 == 0 else 1
         for _ in range(times):
-            pid = child(cut)
-            time.sleep(rng.random() * duration / times)
-            os.kill(pid, signal.SIGKILL)
-            _, status = os.waitpid(pid, 0)
+            # A resumed run has less to do, so the last of three kills comes within the first third of the work.
+            _, status = os.waitpid(child(cut, last=1 + int(0.9 * rng.random() * calls.count / times)), 0)
             kills += os.WIFSIGNALED(status)
         _, status = os.waitpid(child(cut), 0)
         report, lines, images = left(cut) if status == 0 else (None, None, None)

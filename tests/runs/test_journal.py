@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from command import ROOT, Milr
+from command import LONG, ROOT, Milr
 from milr.drafts import Task, UserError
 from milr.runs.journal import Journal, image_file, put_aside, read_head, read_lines, read_tasks
 from runs_toy import install_redness
@@ -45,19 +45,19 @@ def in_a_process_of_its_own(*arguments):
     """The lines that kills.py prints."""
     path = os.pathsep.join(str(ROOT / part) for part in ("src", "tests", "tests/runs"))
     run = subprocess.run(
-        [sys.executable, kills.__file__, *map(str, arguments)], capture_output=True, text=True, timeout=300,
+        [sys.executable, kills.__file__, *map(str, arguments)], capture_output=True, text=True, timeout=LONG,
         env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
     return run.stdout.splitlines()
 
 
-def test_killed_at_twenty_random_moments_it_ends_as_if_unbroken(tmp_path):
-    trials = [json.loads(line) for line in in_a_process_of_its_own("kill", tmp_path, 3, 20)]
-    assert len(trials) == 20
-    assert sum(trial["kills"] for trial in trials) >= 15
-    assert max(trial["kills"] for trial in trials) >= 2
-    for trial in trials:
+@pytest.mark.parametrize("count", [8, pytest.param(20, marks=pytest.mark.slow)])
+def test_killed_at_random_moments_it_ends_as_if_unbroken(tmp_path, count):
+    trials = [json.loads(line) for line in in_a_process_of_its_own("kill", tmp_path, 3, count)]
+    assert len(trials) == count
+    for number, trial in enumerate(trials):
+        assert trial["kills"] == (3 if number % 5 == 0 else 1)
         assert trial["status"] == 0
         assert trial["same_report"], trial
         assert trial["same_lines"], trial
@@ -65,7 +65,9 @@ def test_killed_at_twenty_random_moments_it_ends_as_if_unbroken(tmp_path):
         assert trial["same_images"], trial
 
 
-@settings(deadline=None, max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    deadline=None, max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(cut=st.floats(0, 1))
 def test_a_journal_cut_anywhere_is_made_whole(whole, redness, tmp_path_factory, cut):
     """Power loss: the tail of the journal is gone, in the middle of a line or not."""
@@ -171,16 +173,8 @@ def test_the_folder_says_what_it_is(tmp_path):
 
 @pytest.fixture
 def milr(tmp_path):
-    return Milr(tmp_path)
-
-
-def wait_for_drafts(folder, number):
-    journal = folder / "journal.jsonl"
-    for _ in range(600):
-        if journal.exists() and len(journal.read_bytes().splitlines()) >= number:
-            return
-        time.sleep(0.05)
-    raise AssertionError("no drafts came")
+    with Milr(tmp_path) as milr:
+        yield milr
 
 
 def bench(*more):
@@ -189,15 +183,14 @@ def bench(*more):
 
 
 def test_ctrl_c_twice_a_second_writer_and_a_new_beginning(milr):
-    first = milr.start(*bench(), TOY_SECONDS="0.3")
-    wait_for_drafts(milr.folder / "r", 3)
-    second = milr(*bench())
+    first = milr.start_and_wait(*bench())
+    second = milr(*bench())  # the first one waits in the middle of its work, however long this takes to start
     assert second.returncode == 2
     assert "Another run is writing" in second.stderr
-    first.send_signal(signal.SIGINT)
-    time.sleep(0.1)
-    first.send_signal(signal.SIGINT)
-    out, _ = first.communicate(timeout=60)
+    while first.poll() is None:  # again and again: whatever it does to end well is interrupted, too
+        first.send_signal(signal.SIGINT)
+        time.sleep(0.002)
+    out, _ = first.communicate()
     assert first.returncode != 0
     assert out == ""
     kept = (milr.folder / "r" / "journal.jsonl").read_bytes()

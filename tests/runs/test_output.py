@@ -1,6 +1,9 @@
+import io
 import json
 import os
+import re
 import stat
+from xml.etree import ElementTree
 
 import pytest
 from hypothesis import given
@@ -37,13 +40,65 @@ def test_a_result_is_saved_whole(result, tmp_path):
 
 def test_the_image_says_how_it_was_made(result, tmp_path):
     with Image.open(result.save(tmp_path / "foxes") / "image.png") as image:
-        chunks = image.text
-    assert chunks["prompt"] == "two red foxes"
-    assert chunks["reasoning"] == result.reasoning
-    assert (chunks["seed"], chunks["search"]) == ("0", "milr")
-    assert json.loads(chunks["model"])["name"] == "toy"
-    assert json.loads(chunks["settings"])["learning_rate"] == 0.03
-    assert json.loads(chunks["versions"])["torch"]
+        assert list(image.text) == ["parameters", "milr", "XML:com.adobe.xmp"]  # no 'prompt', which ComfyUI would run
+        about = json.loads(image.text["milr"])
+    assert about["prompt"] == "two red foxes"
+    assert about["reasoning"] == result.reasoning
+    assert (about["seed"], about["search"]) == (0, "milr")
+    assert about["model"]["name"] == "toy"
+    assert about["settings"]["learning_rate"] == 0.03
+    assert about["versions"]["torch"]
+    assert (about["draft"], about["reward"]) == (result.trajectory.best, result.reward)
+
+
+RECORD = {
+    "prompt": "two foxes,\n a caf\u00e9:\x00 \U0001f98a",
+    "drafts": [{"guidance": 2.0, "reward": None}, {"guidance": 5.0, "reward": 0.75}],
+    "best": 1,
+    "search": "repair",
+    "seed": 7,
+    "critic": "mix:0.5*geneval+0.5*clip",
+    "model": {"name": 'my "janus", new', "fingerprint": "0123abcd"},
+    "versions": {"milr": "9.9"},
+}
+PARAMETERS = (
+    "two foxes, a caf\u00e9: \U0001f98a\n"
+    "Steps: 2, Sampler: repair, CFG scale: 5.0, Seed: 7, Size: 6x4, Model hash: 0123abcd, Model: "
+    '"my \\"janus\\", new", Critic: "mix:0.5*geneval+0.5*clip", Reward: 0.75, Version: milr 9.9'
+)
+# How Stable Diffusion WebUI takes the last line apart (modules/infotext_utils.py), and those who read what it writes.
+WEBUI = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
+
+
+def test_viewers_read_the_parameters():
+    picture = Image.new("RGB", (6, 4))
+    said = output.parameters(RECORD, picture)
+    assert said == PARAMETERS
+    with Image.open(io.BytesIO(output.png(picture, {}, said))) as image:
+        prompt, last = image.text["parameters"].split("\n")
+    found = {name: json.loads(value) if value.startswith('"') else value for name, value in WEBUI.findall(last)}
+    assert (found["Seed"], found["Model"], found["Critic"]) == ("7", RECORD["model"]["name"], RECORD["critic"])
+    assert len(found) == 10
+    assert prompt.startswith("two foxes, a caf")
+
+
+def test_every_picture_says_that_a_model_made_it_unless_unwanted(result, tmp_path):
+    for mark in (True, False):
+        folder = draw(out=tmp_path / str(mark), budget=2, mark=mark).folder
+        saved = result.save(tmp_path / f"saved {mark}", mark=mark)
+        pictures = [*folder.rglob("*.png"), *saved.rglob("*.png")]
+        assert len(pictures) >= 4
+        for file in pictures:
+            with Image.open(file) as image:
+                assert json.loads(image.text["milr"])
+                packet = image.text.get("XML:com.adobe.xmp")
+            if not mark:
+                assert b"trainedAlgorithmicMedia" not in file.read_bytes()
+                continue
+            said = ElementTree.fromstring(packet.split("?>", 1)[1].rsplit("<?", 1)[0])
+            kind = "{http://iptc.org/std/Iptc4xmpExt/2008-02-29/}DigitalSourceType"
+            (found,) = [one.attrib[kind] for one in said.iter() if kind in one.attrib]
+            assert found == "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 
 
 def test_nothing_tells_of_the_machine_or_its_keys(tmp_path, monkeypatch):

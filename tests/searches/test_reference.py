@@ -17,9 +17,10 @@ import reference
 from milr import lab
 from milr.backbones.decoding import uniforms
 from milr.backbones.janus import JanusBackbone, load_janus
-from milr.drafts import Latents, Score, Task
+from milr.drafts import Drawn, Latents, Score, Task
 from milr.searches.driver import draft_stream, drive, search_rng
 from milr.searches.latent import Milr, milr
+from rounding import assert_tied_where_they_part, of_model
 
 STEPS = 5
 LAB_WEIGHTS = Path(lab.__file__).parent / "weights"
@@ -64,15 +65,17 @@ def naive(directory: Path, backbone: JanusBackbone) -> reference.NaiveJanus:
     )
 
 
-def compare(backbone: JanusBackbone, slow: reference.NaiveJanus, settings: Milr, prompt: str, seed: int) -> Any:
-    """Run both searches and hold them against each other, draft by draft."""
+def compare(
+    backbone: JanusBackbone, slow: reference.NaiveJanus, settings: Milr, prompt: str, seed: int, count: int = STEPS
+) -> Any:
+    """Run both searches for `count` steps and hold them against each other, draft by draft."""
     task = Task(prompt, id="7")
     seen: list[Latents] = []
 
     def watched(problem: Any, chosen: Milr) -> Any:
         return milr(problem, chosen, watch=seen.append)
 
-    (fast,) = drive(backbone, Brightness(), [task], watched, settings, budget=STEPS + 1, seed=seed, threshold=2.0)
+    (fast,) = drive(backbone, Brightness(), [task], watched, settings, budget=count + 1, seed=seed, threshold=2.0)
 
     def numbers(stage: int, count: int) -> Any:
         return lambda draft: uniforms(draft_stream(seed, task.id, 0, draft), stage, count)
@@ -81,7 +84,7 @@ def compare(backbone: JanusBackbone, slow: reference.NaiveJanus, settings: Milr,
         slow,
         prompt,
         brightness,
-        steps=STEPS,
+        steps=count,
         variant=settings.variant,
         text_ratio=settings.text_ratio,
         image_ratio=settings.image_ratio,
@@ -95,28 +98,56 @@ def compare(backbone: JanusBackbone, slow: reference.NaiveJanus, settings: Milr,
         image_numbers=numbers(1, backbone.info.image_tokens),
         prefix_rng=search_rng(seed, task.id, 0),
     )
-    assert len(fast.drafts) == len(seen) == len(steps) == STEPS + 1
+    assert len(fast.drafts) == len(seen) == len(steps) == count + 1
     for draft, latents, step in zip(fast.drafts, seen, steps, strict=True):
-        assert list(draft.drawn.text_tokens) == step.text
-        assert list(draft.drawn.image_tokens) == step.image
-        assert draft.reward == step.reward
         if settings.variant != "image-only":
-            assert_same(latents.text, step.text_latents, settings.learning_rate)
+            assert_same(backbone, latents.text, step.text_latents, settings.learning_rate)
         if settings.variant != "text-only":
-            assert_same(latents.image, step.image_latents, settings.learning_rate)
+            assert_same(backbone, latents.image, step.image_latents, settings.learning_rate)
+        if not same_tokens(backbone, draft.drawn, latents, step):
+            break  # a tie went the other way on this machine: from here on the two rightly search on apart
+        assert draft.reward == step.reward
     return steps
 
 
-def assert_same(shipped: torch.Tensor, plain: torch.Tensor, learning_rate: float) -> None:
-    """1e-5, but for the few elements where the gradient itself is of the size of its rounding.
+def same_tokens(backbone: JanusBackbone, drawn: Drawn, latents: Latents, step: reference.Step) -> bool:
+    """Whether both drew the same. Where not, the first token that differs must have been a tie (rounding.py)."""
+
+    def image_logits(latents: torch.Tensor) -> torch.Tensor:
+        return backbone.image_logits(latents, drawn.guidance)
+
+    for ours, theirs, margins, searched, reference_of, logits, guidance in (
+        (drawn.text_tokens, step.text, step.text_margins, latents.text, step.text_latents, backbone.text_logits, 1.0),
+        (
+            drawn.image_tokens,
+            step.image,
+            step.image_margins,
+            latents.image,
+            step.image_latents,
+            image_logits,
+            drawn.guidance,
+        ),
+    ):
+        if list(ours) != theirs:
+            with torch.no_grad():
+                plain = logits(reference_of)
+                apart = float((logits(searched) - plain).abs().max()) if len(searched) else 0.0  # as the latents are
+            bound = apart + of_model(backbone, plain, guidance)
+            assert_tied_where_they_part(ours, theirs, [margin < bound for margin in margins])
+            return False
+    return True
+
+
+def assert_same(backbone: JanusBackbone, shipped: torch.Tensor, plain: torch.Tensor, learning_rate: float) -> None:
+    """Equal but for rounding, and for the few elements where the gradient itself is of the size of its rounding.
 
     There (a token of probability 0.9999...) Adam divides noise by its own size, whoever computes it; such an
     element may differ by a small part of a step. A wrong update moves nearly all elements by whole steps.
     """
     difference = (shipped - plain).abs()
     assert shipped.shape == plain.shape
-    assert (difference <= 1e-5 * max(1.0, learning_rate / 0.03)).double().mean() >= 0.99
-    assert difference.max() <= 0.03 * learning_rate
+    assert (difference <= of_model(backbone, plain) * max(1.0, learning_rate / 0.03)).double().mean() >= 0.99
+    assert difference.max() <= 0.03 * learning_rate + of_model(backbone, plain)
 
 
 @pytest.fixture(scope="module")
@@ -138,12 +169,13 @@ def test_a_tiny_janus_is_searched_as_the_paper_says(
 @pytest.mark.skipif(not LAB_WEIGHTS.is_dir(), reason="the lab model's weights are not there yet")
 @pytest.mark.parametrize(
     "variant",
-    # Each takes some 10 s: the two that only take turns run with the slow tests.
-    [pytest.param(v, marks=pytest.mark.slow) if v in ("alternate", "text-then-image") else v for v in VARIANTS],
+    # Every variant is compared on tiny checkpoints above; here one will do, and the others run with the slow tests.
+    [v if v == "joint" else pytest.param(v, marks=pytest.mark.slow) for v in VARIANTS],
 )
 def test_the_lab_model_is_searched_as_the_paper_says(variant: str) -> None:
     backbone = load_janus("lab", device="cpu", dtype="float32")
-    compare(backbone, naive(LAB_WEIGHTS, backbone), PAPER[variant], "two red foxes above a blue car", seed=1)
+    count = 3 if variant == "joint" else STEPS
+    compare(backbone, naive(LAB_WEIGHTS, backbone), PAPER[variant], "two red foxes above a blue car", 1, count)
 
 
 def test_the_reference_really_steps() -> None:

@@ -1,7 +1,12 @@
-"""A model that "draws" coloured blocks: it honours asks, streams and forced tokens as any backbone must."""
+"""A model that "draws" coloured blocks: it honours asks, streams and forced tokens as any backbone must.
+
+Tests stop it where they want it, in whatever process it draws: with TOY_GATE=FOLDER it draws TOY_ROUNDS rounds, then
+makes FOLDER/waiting and waits until FOLDER/go is there. So two processes meet by a sign, never by a time.
+"""
 
 import os
 import time
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -61,13 +66,23 @@ class ToyBackbone:
                 "image": torch.nn.Linear(HIDDEN, COLOURS, bias=False),
             }
         )
+        self.rounds = 0
         for weight in self.model.parameters():
             torch.nn.init.normal_(weight, generator=generator)
             weight.requires_grad_(False)
 
     def draw(self, orders):
         time.sleep(float(os.environ.get("TOY_SECONDS", "0")))
+        self._wait_at_the_gate()
+        self.rounds += 1
         return [self._draw(order) for order in orders]
+
+    def _wait_at_the_gate(self):
+        gate = os.environ.get("TOY_GATE")
+        if gate is not None and self.rounds >= int(os.environ.get("TOY_ROUNDS", "2")):
+            (Path(gate) / "waiting").touch()
+            while not (Path(gate) / "go").exists():
+                time.sleep(0.01)
 
     def _draw(self, order):
         latents = torch.randn(

@@ -1,11 +1,14 @@
-"""Your own prompts: a text file (one a line) or a JSONL file, with checks that a critic may ask. Three packs ship.
+"""Your own prompts: a text file (one a line) or a JSONL file, with checks that a critic may ask. Four packs ship.
 
     {"prompt": "a clock that shows half past three", "id": "clock", "category": "teaching",
      "checks": ["Is there a clock?", "Does the long hand point to six?"]}
 
 Only `prompt` is needed. `checks` are questions whose answer is yes for a right picture, for critics that ask questions
 (`vqa-score`, `judge:geneval-style`; `self` asks about the whole prompt). Any other key goes to `metadata`, e.g.
-GenEval's `tag`, `include` and `exclude` for the critic `geneval`.
+GenEval's `tag`, `include` and `exclude` for the critic `geneval`, or `text`, the words that `ocr` should find.
+
+The pack `medical` asks for labels, arrows, boxes and views, never for a finding: its checks say whether a picture is
+annotated as asked, not whether it is anatomically right. Nothing in it is fit for clinical use or for training on it.
 """
 
 from __future__ import annotations
@@ -18,10 +21,11 @@ from milr.benchmarks.base import spread
 from milr.drafts import Task, UserError
 
 NAME = "custom"
-SUMMARY = "Your own prompts, from a text or JSONL file (--data FILE), or a pack: products, teaching, architecture"
+SUMMARY = "Your own prompts: a text or JSONL file (--data FILE) or a pack: products, architecture, medical, teaching"
 VERSION = 1
-PACKS = ("products", "teaching", "architecture")
+PACKS = ("products", "architecture", "medical", "teaching")
 DATA_HELP = "a text file (one prompt a line), a JSONL file with 'prompt' in each line, or a pack: " + ", ".join(PACKS)
+DATA_HELP += " (medical: not for clinical use)"
 REWARD = "self"
 FOLDER = Path(__file__).parent / "data" / "packs"
 LONGEST = 4000  # characters of a prompt; what `milr generate` takes, too

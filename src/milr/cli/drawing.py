@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -65,6 +66,9 @@ def generate(
     ] = None,
     max_judge_cost: MaxJudgeCost = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier result in --out.")] = False,
+    no_mark: Annotated[
+        bool, typer.Option("--no-mark", help="Leave out the XMP that says that a model made the pictures.")
+    ] = False,
     as_json: Json = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")] = False,
     device: Device = "auto",
@@ -91,7 +95,7 @@ def generate(
     )
     _check_early(request)
     tasks = tasks_of(wanted)
-    folders = _claim_folders(wanted, seed, out, overwrite)
+    folders = [replace(folder, marks=not no_mark) for folder in _claim_folders(wanted, seed, out, overwrite)]
     by_task = dict(zip([task.id for task in tasks], folders, strict=True))
     try:
         _generate(prepare(request), tasks, by_task, model, device, dtype, as_json, quiet, max_judge_cost)

@@ -97,13 +97,74 @@ def hacking_alarm(ends: Sequence[Ends], critics: Sequence[str] = ()) -> Alarm:
     return Alarm(bool(reasons), tuple(reasons), tuple(fallen), len(gained), measured)
 
 
-def is_repetitive(text: str, words: int = 4, least: int = 12, share: float = 0.5) -> bool:
-    """Textual collapse: of the runs of four words, more than half were said before. Short texts never are."""
-    said = re.findall(r"\w+", text.lower())
-    if len(said) < least:
-        return False
-    runs = [tuple(said[index : index + words]) for index in range(len(said) - words + 1)]
-    return 1 - len(set(runs)) / len(runs) > share
+def is_repetitive(text: str) -> bool:
+    """Textual collapse, wherever it begins: a passage that says the same again at once, ten times, or three times and
+    for thirty words; or thirty words in a row of which hardly one is new (six different ones).
+
+    Lists are no collapse: entries with a place or a number each differ, and up to nine equal ones may be meant (a page
+    of nine places). The same words again, later and once, are a summary.
+    """
+    said = _units(text)
+    return _says_it_again_at_once(said) or _has_few_words(said)
+
+
+@dataclass(frozen=True)
+class _Unit:
+    """What repeats: a word, or where a script has no spaces a letter, with how many words it is worth."""
+
+    said: str
+    words: float = 1.0
+
+
+# Han and kana carry about half a word each. Thai, Lao, Burmese and Khmer are written without spaces, some four letters
+# a word; so is a run of letters far too long to be one word. Signs (emoji, and the "!" that a model writes whose
+# numbers overflow) count as words.
+HAN = "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
+UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"
+SIGNS = "!?\uff01\uff1f\u2600-\u27bf\U0001f000-\U0001faff"
+UNIT = re.compile(rf"(?P<han>[{HAN}])|(?P<letter>[{UNSPACED}])|[^\W{HAN}{UNSPACED}]+|[{SIGNS}]")
+LONGEST_WORD = 40
+COPIES, FEW_COPIES, PASSAGE, FEW_WORDS = 10, 3, 30, 6
+
+
+def _units(text: str) -> list[_Unit]:
+    units = []
+    for found in UNIT.finditer(text.casefold()):
+        said = found[0]
+        if found["han"]:
+            units.append(_Unit(said, 1 / 2))
+        elif found["letter"] or len(said) > LONGEST_WORD:
+            units += [_Unit(letter, 1 / 4) for letter in said]
+        else:
+            units.append(_Unit(said))
+    return units
+
+
+def _says_it_again_at_once(said: Sequence[_Unit]) -> bool:
+    number = {word: index for index, word in enumerate(dict.fromkeys(unit.said for unit in said))}
+    ids = np.array([number[unit.said] for unit in said])
+    words = np.concatenate([[0.0], np.cumsum([unit.words for unit in said])])
+    for period in range(1, len(said) // FEW_COPIES + 1):
+        # Between two places that differ from what stood one period before, everything is a copy.
+        differs = np.flatnonzero(np.concatenate([[True], ids[period:] != ids[:-period], [True]]))
+        at = int(np.argmax(np.diff(differs)))
+        first, last = int(differs[at]), int(differs[at + 1]) - 1 + period  # the passage with its first copy
+        copies = (last - first) / period
+        if copies >= COPIES or (copies >= FEW_COPIES and words[last] - words[first] >= PASSAGE):
+            return True
+    return False
+
+
+def _has_few_words(said: Sequence[_Unit]) -> bool:
+    begin, worth = 0, 0.0
+    for end, unit in enumerate(said):
+        worth += unit.words
+        while worth - said[begin].words >= PASSAGE:
+            worth -= said[begin].words
+            begin += 1
+        if worth >= PASSAGE and len({one.said for one in said[begin : end + 1]}) <= FEW_WORDS:
+            return True
+    return False
 
 
 def has_collapsed(look: Mapping[str, float], base: Sequence[Mapping[str, float]]) -> bool:

@@ -104,9 +104,10 @@ class Result:
     def notes(self) -> tuple[str, ...]:
         return self.trajectory.notes
 
-    def save(self, folder: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
-        """Write image.png, drafts/, trajectory.json and trajectory.html into an empty (or new) folder."""
-        claimed = claim(Path(folder), overwrite)
+    def save(self, folder: str | os.PathLike[str], *, overwrite: bool = False, mark: bool = True) -> Path:
+        """Write image.png, drafts/, trajectory.json and trajectory.html into an empty (or new) folder. With `mark` the
+        pictures say in their XMP that a model made them."""
+        claimed = replace(claim(Path(folder), overwrite), marks=mark)
         self.write(claimed)
         return claimed.path
 
@@ -153,6 +154,7 @@ def generate(
     seed: int = 0,
     out: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
+    mark: bool = True,
     on_event: Callable[[Event], None] | None = None,
 ) -> Result:
     """Draw `prompt` and search for a better picture within the budget. The same as `milr generate`, in Python.
@@ -165,6 +167,7 @@ def generate(
         budget: reward calls, the first draft included. threshold: stop at this reward.
         seed: the same seed, prompt and model give the same drafts, whatever else is drawn beside them.
         out: folder to write image, drafts, record and page into; None writes nothing.
+        mark: let the written pictures say in their XMP that a model made them.
         on_event: hears Started, DraftScored and Finished (milr.searches.driver) as they happen.
     Raises UserError for whatever the caller can put right.
     """
@@ -181,7 +184,7 @@ def generate(
         )
     )
     (task,) = tasks_of([prompt])
-    folder = None if out is None else claim(Path(out), overwrite)
+    folder = None if out is None else replace(claim(Path(out), overwrite), marks=mark)
     try:
         if isinstance(model, str):
             from milr.backbones import load

@@ -1,6 +1,6 @@
 """The folder that one prompt's result goes into, and how files get there whole.
 
-    image.png          the chosen draft, with its provenance in PNG text chunks
+    image.png          the chosen draft; its text chunks say how it was made and that a model made it
     drafts/NN.png      every draft, written as it is scored
     trajectory.json    everything needed to replay (record.py)
     trajectory.html    the same to look at (page.py)
@@ -28,6 +28,7 @@ from PIL.PngImagePlugin import PngInfo
 from milr.drafts import Draft, UserError
 from milr.runs.page import render_page
 from milr.runs.record import dump
+from milr.version import __version__
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -43,6 +44,7 @@ class Folder:
     path: Path
     made_here: bool = False
     replaces: bool = False  # an earlier result is in it, and goes when the new search begins
+    marks: bool = True  # pictures say that a model made them
 
     @property
     def image(self) -> Path:
@@ -67,23 +69,24 @@ class Folder:
     def save_draft(self, draft: Draft) -> Path:
         """Keep a draft as soon as it is scored: a run that is killed keeps what was drawn."""
         file = self.draft(draft.number)
-        chunks = {
+        about = {
             "draft": draft.number,
             "reasoning": draft.drawn.reasoning,
             "reward": draft.reward,
-            "stream": draft.stream,
+            "stream": str(draft.stream),  # 64 bits: a JSON number would lose some in other languages
         }
-        write_atomically(file, png(draft.drawn.image, chunks))
+        write_atomically(file, png(draft.drawn.image, about, mark=self.marks))
         return file
 
     def save_result(self, record: Mapping[str, Any], images: list[Image]) -> None:
         """Write the chosen image, the record and the page. `images` are those of all drafts, in order."""
         for number, image in enumerate(images):
             if not self.draft(number).exists():
-                write_atomically(self.draft(number), png(image, {"draft": number}))
+                write_atomically(self.draft(number), png(image, {"draft": number}, mark=self.marks))
         write_atomically(self.trajectory, dump(record))
         write_atomically(self.page, render_page(record, images).encode())
-        write_atomically(self.image, png(images[record["best"]], provenance(record)))
+        best = images[record["best"]]
+        write_atomically(self.image, png(best, provenance(record), parameters(record, best), mark=self.marks))
 
     def release(self) -> None:
         """Remove the folder again if nothing was written into it and it was made for this run."""
@@ -159,16 +162,60 @@ def provenance(record: Mapping[str, Any]) -> dict[str, Any]:
         "settings": {**record["settings"], "preset": record["preset"]},
         "draft": best["number"],
         "versions": record["versions"],
-        "Software": f"milr {record['versions']['milr']}",
     }
 
 
-def png(image: Image, chunks: Mapping[str, Any]) -> bytes:
-    """The image as PNG, each chunk as international text (values that are no text as JSON)."""
+def parameters(record: Mapping[str, Any], image: Image) -> str:
+    """The same in the words that galleries and viewers read (the format of Stable Diffusion WebUI): the prompt in a
+    line, then one line of names and values. Steps are the drafts that were drawn."""
+    best = record["drafts"][record["best"]]
+    values = {
+        "Steps": len(record["drafts"]),
+        "Sampler": record["search"],
+        "CFG scale": best["guidance"],
+        "Seed": record["seed"],
+        "Size": f"{image.width}x{image.height}",
+        "Model hash": record["model"]["fingerprint"],
+        "Model": record["model"]["name"],
+        "Critic": record["critic"],
+        "Reward": best["reward"],
+        "Version": f"milr {record['versions']['milr']}",
+    }
+    line = ", ".join(f"{name}: {_quoted(value)}" for name, value in values.items() if value not in (None, ""))
+    prompt = re.sub(r"[\s\x00-\x1f\x7f]+", " ", record["prompt"]).strip()  # a line, and no sign that ends a text chunk
+    return f"{prompt}\n{line}"
+
+
+def _quoted(value: Any) -> str:
+    """As its readers expect it: what holds one of their own signs is a JSON string."""
+    text = str(value)
+    return json.dumps(text, ensure_ascii=False) if re.search(r'[,:"\n]', text) else text
+
+
+# IPTC's word for a picture that a trained model made, where Google, Meta and others look for it.
+MADE_BY_A_MODEL = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
+XMP = f"""<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
+<x:xmpmeta xmlns:x="adobe:ns:meta/">
+ <rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">
+  <rdf:Description rdf:about=""
+    xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/"
+    xmlns:xmp="http://ns.adobe.com/xap/1.0/"
+    Iptc4xmpExt:DigitalSourceType="{MADE_BY_A_MODEL}"
+    xmp:CreatorTool="milr {__version__}"/>
+ </rdf:RDF>
+</x:xmpmeta>
+<?xpacket end="r"?>"""
+
+
+def png(image: Image, about: Mapping[str, Any], parameters: str = "", *, mark: bool = True) -> bytes:
+    """The image as PNG. `about` becomes one chunk of JSON named 'milr', a name that no other reader takes for its own
+    (ComfyUI reads 'prompt' as a workflow); `mark` adds the XMP packet that says that a model made the picture."""
     info = PngInfo()
-    for key, value in chunks.items():
-        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-        info.add_itxt(key, text)
+    if parameters:
+        info.add_text("parameters", parameters)
+    info.add_itxt("milr", json.dumps(about, ensure_ascii=False))
+    if mark:
+        info.add_itxt("XML:com.adobe.xmp", XMP)
     buffer = io.BytesIO()
     image.save(buffer, "PNG", pnginfo=info)
     return buffer.getvalue()
