@@ -183,10 +183,10 @@ def report(
     ] = None,
 ) -> None:
     """Who won, by how much, at what cost, and how sure that is: from the journals of runs."""
+    from milr.disk import write_atomically
     from milr.reports.reading import read_run, report_of
     from milr.reports.report import to_markdown
     from milr.reports.report_page import render_report
-    from milr.runs.output import write_atomically
 
     if out is not None and out.is_dir():
         raise UserError(f"{out} is a folder; name a file, e.g. --out {out / 'report.html'}.")

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from milr import registry
+from milr.disk import write_atomically
 from milr.drafts import Task, UserError
 from milr.reports.report import MAX_ABSTAIN, curves, make_report, to_markdown
 from milr.reports.signs import Ends, signs_of
 from milr.runs.journal import Key, Outcome, read_head, read_lines, read_outcome, read_tasks
 from milr.runs.methods import BASELINE, Method
-from milr.runs.output import write_atomically
 
 RATE_OVER = 600.0  # seconds: drafts a second are those of the last ten minutes of work
 PAUSE = 120.0  # a longer gap between two lines is no work

@@ -16,18 +16,17 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from milr.disk import Lock, make_folder, sync, sync_folder, write_atomically, write_whole
 from milr.drafts import Draft, Task, UserError
 from milr.runs.looks import look
-from milr.runs.output import write_atomically
 from milr.runs.record import draft_from_json, draft_to_json
 
 if TYPE_CHECKING:
@@ -69,32 +68,48 @@ class Outcome:
 class Journal:
     """A run's folder, open for writing. `outcomes` are the finished searches; `recorded` reads drafts of the others."""
 
-    def __init__(self, folder: Path, head: Mapping[str, Any], tasks: Sequence[Task] = ()) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        head: Mapping[str, Any],
+        tasks: Sequence[Task] = (),
+        note: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        """`head` and `tasks` say what the run is; `note` hears what a user should know of the folder."""
         self.folder, self.head = folder, {"format": FORMAT, **head}
-        self.tasks = tasks
+        self.tasks, self.note = tasks, note
         self.outcomes: dict[Key, Outcome] = {}
         self._begun: dict[Key, list[dict[str, Any]]] = {}  # lines of drafts whose search has not ended
-        self._folders: set[Path] = set()  # with new images, not yet on disk
+        self._folders: set[Path] = set()  # with new names, not yet on disk
         self._lines = bytearray()  # not yet written
         self._stream: FileIO
+        self._lock = Lock(folder / "journal.lock")
 
     def __enter__(self) -> Journal:
         file = self.folder / "journal.jsonl"
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            # Those of a process that was killed too: it may not have come to sync them.
+            self._folders |= {*make_folder(self.folder), self.folder.parent, self.folder}
+            self._folders |= {images for images in (self.folder / "images",) if images.is_dir()}
             self._stream = open(file, "a+b", buffering=0)
         except OSError as error:
             raise UserError(f"Cannot write {file} ({error.strerror}); name another folder with --out.") from error
         try:
-            _lock(self._stream.fileno(), file)
+            try:
+                warning = self._lock.take(self._stream.fileno())
+            except BlockingIOError as error:
+                raise UserError(f"Another run is writing {file}; wait for it, or name another folder.") from error
+            if warning:
+                self.note(warning)
             self._claim()
             self._read()
         except BaseException:
-            self._stream.close()
+            self.__exit__()
             raise
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._lock.release()
         self._stream.close()
 
     def start(self, about: Mapping[str, Any]) -> None:
@@ -118,16 +133,14 @@ class Journal:
     def sync(self) -> None:
         """Everything added so far is on disk when this returns."""
         try:
-            while self._folders:
-                _sync_folder(self._folders.pop())
+            for folder in sorted(self._folders):  # before the lines that speak of what is in them
+                sync_folder(folder)
+            self._folders.clear()
             while self._lines:
                 del self._lines[: self._stream.write(self._lines)]
-            os.fsync(self._stream.fileno())
+            sync(self._stream.fileno())
         except OSError as error:
-            raise UserError(
-                f"Cannot write to {self.folder} ({error.strerror}); make room and run the same command again, it goes "
-                "on where it stopped."
-            ) from error
+            raise self._no_room(error) from error
 
     def recorded(self, method: str) -> dict[tuple[str, int], list[Draft]]:
         """The drafts of this method's searches that have begun and not ended, by task and seed index.
@@ -208,10 +221,19 @@ class Journal:
         content = buffer.getvalue()
         name = hashlib.sha256(content).hexdigest()
         file = image_file(self.folder, name)
-        if read_image(self.folder, name) is None:
-            write_atomically(file, content)
-            self._folders.add(file.parent)
+        try:
+            if read_image(self.folder, name) is None:
+                self._folders |= write_whole(file, content)
+        except OSError as error:
+            raise self._no_room(error) from error
+        self._folders.add(file.parent)  # also where the image was there: who wrote it may have been killed before this
         return name
+
+    def _no_room(self, error: OSError) -> UserError:
+        return UserError(
+            f"Cannot write to {self.folder} ({error.strerror}); make room and run the same command again, it goes on "
+            "where it stopped."
+        )
 
     def _write(self, line: Mapping[str, Any]) -> None:
         self._lines += json.dumps({**line, "at": round(time.time(), 3)}, allow_nan=False).encode() + b"\n"
@@ -280,6 +302,7 @@ def put_aside(folder: Path) -> Path | None:
     )
     try:
         shutil.move(folder, aside)
+        sync_folder(folder.parent)
     except OSError as error:
         raise UserError(f"Cannot rename {folder} ({error.strerror}); name another folder with --out.") from error
     return aside
@@ -312,28 +335,6 @@ def _lines(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 continue
             end += len(raw)
             yield end, line
-
-
-def _sync_folder(folder: Path) -> None:
-    """Renames in a folder are durable once the folder is."""
-    for path in (folder, folder.parent):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def _lock(descriptor: int, file: Path) -> None:
-    """One writer at a time; the system lets go of the lock when the process ends, however it ends."""
-    try:
-        import fcntl
-    except ImportError:  # Windows: no lock, and nobody should start two
-        return
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        raise UserError(f"Another run is writing {file}; wait for it, or name another folder.") from error
 
 
 def _short(value: object) -> str:
