@@ -133,7 +133,7 @@ def bench(
                 console.print(f"the run that was in {one.folder} is now {aside}", markup=False, highlight=False)
     for one in planned:
         try:
-            one.run(machine, Pace(console).hear)
+            one.run(machine, Pace(console).hear, lambda text: console.print(text, markup=False, highlight=False))
         except KeyboardInterrupt:
             print(f"milr: stopped by Ctrl-C; the same command goes on from what is in {one.folder}.", file=sys.stderr)
             raise typer.Exit(130) from None

@@ -410,7 +410,7 @@ class Lane:
                 return None
             draft = replace(draft, drawn=replace(draft.drawn, latents=drawn.latents))
         del self.recorded[0]
-        return draft
+        return replace(draft, ask=self.ask)  # the same but for its note, which may know more by now
 
     def keep(self, draft: Draft) -> None:
         """Add a scored draft; the best is the earliest of highest reward."""
