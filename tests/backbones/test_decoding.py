@@ -294,6 +294,40 @@ def test_a_whole_forced_draft_costs_nothing(tiny_backbone: JanusBackbone) -> Non
     assert (drawn.cost.decoded_tokens, drawn.cost.prefilled_tokens) == (0, 0)
 
 
+@pytest.mark.parametrize("guidance", [1.0, 4.0])
+@pytest.mark.parametrize("ratios", [(0.3, 0.3), (1.0, 1.0), (0.2, 0.0), (0.0, 0.02)])
+def test_a_whole_forced_draft_gives_its_latents_and_samples_nothing(
+    tiny_backbone: JanusBackbone, guidance: float, ratios: tuple[float, float]
+) -> None:
+    """What resuming a run does with drafts on record: text with its end and a full picture, one pass a stage."""
+    end = tiny_backbone.text_end()
+    asks = [
+        Ask(text, Sample(), *ratios, guidance) for text in (Greedy(), Sample(), Forced((7, end)), Forced((7,) * 24))
+    ]
+    orders = [Order(prompt, ask, stream) for stream, (prompt, ask) in enumerate(zip(PROMPTS, asks, strict=True))]
+    drawn = tiny_backbone.draw(orders)
+    again = tiny_backbone.draw(
+        [
+            replace(
+                order,
+                ask=replace(
+                    order.ask,
+                    text=Forced(one.text_tokens + (end,) * one.text_ended),
+                    image=Forced(one.image_tokens, free=frozenset()),
+                ),
+            )
+            for order, one in zip(orders, drawn, strict=True)
+        ]
+    )
+    for one, other in zip(drawn, again, strict=True):
+        assert (tokens(other), other.text_ended, other.guidance) == (tokens(one), one.text_ended, one.guidance)
+        assert other.cost.decoded_tokens == 0
+        assert one.latents
+        assert other.latents
+        assert_close(other.latents.text, one.latents.text, atol=1e-4, rtol=0)  # float32, summed in another order
+        assert_close(other.latents.image, one.latents.image, atol=1e-4, rtol=0)
+
+
 def test_a_text_of_one_forced_word_waits_for_longer_ones_beside_it(tiny_backbone: JanusBackbone) -> None:
     """A row whose only stop is its first word is idle from then on, right at the start of its tokens."""
     closed = Ask(Forced((7, tiny_backbone.text_end())), text_ratio=1.0)

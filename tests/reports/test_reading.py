@@ -82,10 +82,13 @@ def test_runs_on_the_same_prompts_stand_side_by_side(tmp_path):
 def test_parts_made_with_other_versions_are_said(tmp_path):
     run(tmp_path / "run")
     journal = tmp_path / "run" / "journal.jsonl"
-    first, rest = journal.read_text().split("\n", 1)
+    first, second, rest = journal.read_text().split("\n", 2)
     started = json.loads(first)
     started["started"]["versions"]["torch"] = "1.0"
-    journal.write_text(json.dumps(started) + "\n" + first + "\n" + rest)
+    other = json.dumps(started)
+    journal.write_text("\n".join((other, first, second, rest)))
+    assert report_of([read_run(tmp_path / "run")])["warnings"] == []  # the first start drew nothing
+    journal.write_text("\n".join((first, second, other, rest)))
     warnings = report_of([read_run(tmp_path / "run")])["warnings"]
     assert warnings == ["parts of the run were made with other versions (torch)"]
 

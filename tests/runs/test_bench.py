@@ -1,9 +1,11 @@
 import json
+from dataclasses import replace
 
 import pytest
 
 from milr import registry
-from milr.drafts import UserError
+from milr.critics import naming
+from milr.drafts import Score, Task, UserError
 from milr.reports.reading import write_report
 from milr.reports.report import CALLS, to_markdown
 from milr.runs.bench import Local, Terms, bench
@@ -28,10 +30,10 @@ def redness(monkeypatch):
     install_redness(monkeypatch)
 
 
-def run(folder, backbone=None, methods=FEW, n=6, batch=32, tell=None, **terms):
+def run(folder, backbone=None, methods=FEW, n=6, batch=32, tell=None, asked=None, note=lambda text: None, **terms):
     bench(
-        backbone or ToyBackbone(), tasks(n, 7), folder, Terms(**{"budget": 5, "critic": "redness", **terms}),
-        methods=methods, batch=batch, tell=tell,
+        backbone or ToyBackbone(), asked or tasks(n, 7), folder, Terms(**{"budget": 5, "critic": "redness", **terms}),
+        methods=methods, batch=batch, tell=tell, note=note,
     )  # fmt: skip
     return write_report(folder)
 
@@ -66,7 +68,7 @@ def test_another_method_joins_later(redness, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"n": 3}, 'another tasks \\("2 tasks'),
+        ({"n": 3}, "another number of prompts \\(2, not 3\\)"),
         ({"seed": 1}, "another seed \\(0, not 1\\)"),
         ({"held_out": ("self",)}, "another held out"),
         ({"budget": 4}, "another budget \\(5, not 4\\)"),
@@ -156,3 +158,219 @@ def test_auto_batch_is_what_the_model_draws_at_once(redness):
     backbone.max_batch = 5
     assert Local(backbone).batch == 5
     assert Local(backbone, 7).batch == 7
+
+
+# --- A run knows its question --------------------------------------------------------------------------------------
+
+
+ASKED = [Task("a fox", "1", "one", {"checks": ["a fox"], "boxes": (1, 2)}), Task("two cars", "2", "two", {})]
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"metadata": {"checks": ["a dog"], "boxes": (1, 2)}}, r"other checks for prompt '1' \(\[.a fox.\], not \["),
+        ({"metadata": {"checks": ["a fox"], "boxes": (1, 2), "tag": 0}}, "other tag for prompt '1' .null, not 0"),
+        ({"metadata": {}}, "other boxes for prompt '1'"),
+        ({"category": "other"}, 'the category of prompt .1. was "one", not "other"'),
+        ({"prompt": "a dog"}, 'the text of prompt .1. was "a fox", not "a dog"'),
+        ({"id": "3"}, "the id of prompt '1'"),
+    ],
+)
+@pytest.mark.parametrize("by", ["this milr", "an older milr"])
+def test_another_question_is_refused_before_any_work(redness, tmp_path, changed, said, by):
+    run(tmp_path / "run", methods=FEW[:1], asked=ASKED)
+    if by == "an older milr":
+        forget(tmp_path / "run")
+    CountingBackbone.drawn = 0
+    with pytest.raises(UserError, match=said) as refused:
+        run(tmp_path / "run", CountingBackbone(), methods=FEW[:2], asked=[replace(ASKED[0], **changed), ASKED[1]])
+    assert "--force-new" in str(refused.value)
+    assert CountingBackbone.drawn == 0
+    run(tmp_path / "run", methods=FEW[:2], asked=ASKED)
+
+
+def forget(folder):
+    """Make a run what milr 0.1 left: without what was noted later."""
+    head = json.loads((folder / "run.json").read_text())
+    del head["checks"], head["contents"]
+    (folder / "run.json").write_text(json.dumps(head))
+    lines = [json.loads(line) for line in (folder / "journal.jsonl").read_text().splitlines()]
+    for line in lines:
+        line.get("started", {}).pop("machine", None)
+        for name in ("prefilled", "unjudged"):
+            line.get("outcome", {}).pop(name, None)
+        line.get("draft", {"score": {}})["score"].pop("outage", None)
+    (folder / "journal.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_runs_of_an_older_milr_go_on_and_are_told(redness, tmp_path):
+    whole = run(tmp_path / "whole", n=3)
+    run(tmp_path / "old", n=3, methods=FEW[:2])
+    forget(tmp_path / "old")
+    old = write_report(tmp_path / "old")
+    assert [row["prefilled_tokens"] for row in old["searches"].values()] == [None, None]
+    assert old["machines"] == []
+    CountingBackbone.drawn = 0
+    run(tmp_path / "old", CountingBackbone(), n=3, methods=FEW[:2])
+    assert CountingBackbone.drawn == 0
+    assert json.loads((tmp_path / "old" / "run.json").read_text())["checks"]  # from here on it is known
+    assert run(tmp_path / "old", n=3)["searches"][FEW[3].name] == whole["searches"][FEW[3].name]
+
+
+def test_prompts_that_were_changed_behind_a_runs_back_are_said_and_put_right(redness, tmp_path):
+    whole = run(tmp_path, methods=FEW[:1], asked=ASKED)
+    file = tmp_path / "tasks.jsonl"
+    file.write_text(file.read_text().replace("a fox", "a dog", 1))
+    with pytest.raises(UserError, match=r"tasks\.jsonl holds other prompts or checks than the run began with"):
+        write_report(tmp_path)
+    assert run(tmp_path, methods=FEW[:1], asked=ASKED) == whole
+
+
+def test_a_critic_whose_files_have_changed_is_refused(redness, tmp_path, monkeypatch):
+    contents = {"redness": "1", "noise": ""}
+    monkeypatch.setattr(naming, "content_of", contents.get)
+    terms = {"methods": FEW[:1], "n": 2, "held_out": ("noise",)}
+    run(tmp_path, **terms)
+    contents["noise"] = "7"  # nobody knew it then
+    run(tmp_path, **terms)
+    assert json.loads((tmp_path / "run.json").read_text())["contents"] == contents
+    for name in contents:
+        changed = {**contents, name: "other"}
+        monkeypatch.setattr(naming, "content_of", changed.get)
+        with pytest.raises(UserError, match=f"another '{name}': its files have changed since .* not other"):
+            run(tmp_path, **terms)
+
+
+class Elsewhere(ToyBackbone):
+    """The same model on another kind of device, and one that reads tokens."""
+
+    def __init__(self):
+        super().__init__()
+        self.info = replace(self.info, device="cuda:0")
+
+    def draw(self, orders):
+        drawn = super().draw(orders)
+        return [replace(one, cost=replace(one.cost, prefilled_tokens=7)) for one in drawn]
+
+
+def test_a_run_that_goes_on_on_another_machine_says_so(redness, tmp_path):
+    noted = []
+    first = run(tmp_path, methods=FEW[:1], n=2, note=noted.append)
+    assert (first["warnings"], noted) == ([], [])
+    (machine,) = first["machines"]
+    assert machine.keys() == {"device", "name", "dtype", "threads", "batch"}
+    assert (machine["device"], machine["dtype"], machine["batch"]) == ("cpu", "float32", 32)
+    run(tmp_path, Elsewhere(), methods=FEW[:1], n=2)  # nothing is left to draw
+    assert write_report(tmp_path)["machines"] == [machine]
+    noted.clear()
+    report = run(tmp_path, Elsewhere(), methods=FEW[:2], n=2, note=noted.append)
+    assert [one["device"] for one in report["machines"]] == ["cpu", "cuda"]
+    (said,) = noted
+    assert said.startswith(f"This run was drawn on cpu ({machine['name']}) so far and goes on on cuda")
+    (warning,) = report["warnings"]
+    assert "parts were drawn on another machine (device cpu; device cuda): seconds are of all of them" in warning
+    before, now = (report["searches"][method.name] for method in FEW[:2])
+    assert (before["prefilled_tokens"], now["prefilled_tokens"]) == (0, 7 * now["calls"])
+
+
+# --- Critics that could not be asked -------------------------------------------------------------------------------
+
+
+class Judge:
+    """Likes every picture half; while it is down, it cannot be asked about prompts of odd number."""
+
+    is_down = False
+
+    def __init__(self, name):
+        self.name, self.calls = name, 0
+
+    def score(self, images, tasks):
+        self.calls += len(images)
+        return [
+            Score(None, reason="no connection", outage=True) if self.is_down and int(task.id[-1]) % 2 else Score(0.5)
+            for task in tasks
+        ]
+
+
+@pytest.fixture
+def judges(redness, monkeypatch):
+    """The critics redness and noise, which may be down."""
+    made = {"redness": Judge("redness"), "noise": Judge("noise")}
+    monkeypatch.setattr(naming, "make", lambda name, backbone, place: made[name])
+    return made
+
+
+TWO = (METHODS[2], METHODS[3])  # without and with latents
+
+
+def test_searches_whose_critic_could_not_be_asked_are_taken_up_again(judges, tmp_path):
+    terms = {"n": 4, "budget": 12, "methods": TWO}
+    whole = run(tmp_path / "whole", **terms)
+    judges["redness"].is_down = True
+    down = run(tmp_path / "run", **terms)
+    assert down["searches"][TWO[0].name]["abstained"] > 0.4
+    judges["redness"].is_down, judges["redness"].calls = False, 0
+    CountingBackbone.drawn, noted = 0, []
+    assert run(tmp_path / "run", CountingBackbone(), note=noted.append, **terms) == whole
+    assert noted == [
+        f"2 finished searches of '{method.name}' lack a verdict since redness could not be asked; they are taken up "
+        "again."
+        for method in TWO
+    ]
+    assert judges["redness"].calls == 2 * 12 * len(TWO)  # those of the even prompts stand
+    sampled = 2 * 2  # two drafts that were never drawn, for each of two searches
+    assert CountingBackbone.drawn >= sampled
+    judges["redness"].calls, CountingBackbone.drawn = 0, 0
+    noted.clear()
+    assert run(tmp_path / "run", CountingBackbone(), note=noted.append, **terms) == whole
+    assert (judges["redness"].calls, CountingBackbone.drawn, noted) == (0, 0, [])
+
+
+def test_only_what_lacks_a_verdict_is_asked_for_again(judges, tmp_path):
+    terms = {"n": 4, "budget": 3, "methods": TWO, "held_out": ("noise",)}
+    whole = run(tmp_path / "whole", **terms)
+    judges["noise"].is_down = True
+    assert run(tmp_path / "run", **terms) != whole
+    judges["noise"].is_down = False
+    for judge in judges.values():
+        judge.calls = 0
+    CountingBackbone.drawn, noted = 0, []
+    assert run(tmp_path / "run", CountingBackbone(), note=noted.append, **terms) == whole
+    assert (CountingBackbone.drawn, judges["redness"].calls) == (0, 0)
+    assert judges["noise"].calls == 2 * len(TWO)
+    assert "lack a verdict since noise could not be asked" in noted[0]
+
+
+def test_a_critic_that_ends_the_run_costs_nothing_on_record(judges, tmp_path, monkeypatch):
+    terms = {"n": 4, "budget": 4, "methods": TWO}
+    CountingBackbone.drawn = 0
+    whole = run(tmp_path / "whole", CountingBackbone(), **terms)
+    drawn, real = CountingBackbone.drawn, Judge.score
+
+    def refuses(self, images, tasks):
+        if self.calls >= 8:
+            raise UserError("The judge refused the key; see to it.")
+        return real(self, images, tasks)
+
+    judges["redness"].calls = 0
+    monkeypatch.setattr(Judge, "score", refuses)
+    CountingBackbone.drawn = 0
+    with pytest.raises(UserError, match="refused the key"):
+        run(tmp_path / "run", CountingBackbone(), **terms)
+    monkeypatch.setattr(Judge, "score", real)
+    assert run(tmp_path / "run", CountingBackbone(), **terms) == whole
+    assert CountingBackbone.drawn == drawn
+
+
+def test_searches_of_an_older_milr_that_no_critic_judged_are_taken_up_again(judges, tmp_path):
+    terms = {"n": 4, "budget": 12, "methods": TWO[:1], "held_out": ("noise",)}
+    whole = run(tmp_path / "whole", **terms)
+    for judge in judges.values():
+        judge.is_down = True
+    run(tmp_path / "run", **terms)
+    forget(tmp_path / "run")
+    for judge in judges.values():
+        judge.is_down = False
+    (again,), (row,) = run(tmp_path / "run", **terms)["searches"].values(), whole["searches"].values()
+    assert again == {**row, "prefilled_tokens": None}  # the even prompts' lines stay as they were

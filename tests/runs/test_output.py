@@ -2,7 +2,6 @@ import io
 import json
 import os
 import re
-import stat
 from xml.etree import ElementTree
 
 import pytest
@@ -12,8 +11,7 @@ from PIL import Image
 
 import milr
 from milr.drafts import UserError
-from milr.runs import output
-from milr.runs.output import claim, claim_fresh, slug, write_atomically
+from milr.runs.output import claim, claim_fresh, slug
 from runs_toy import draw
 from toy_milr.critic import Redness
 
@@ -173,25 +171,3 @@ def test_slugs_read_like_the_prompt():
     assert slug("ein Fuchs über Zürich") == "ein-fuchs-uber-zurich"
     assert slug("../../etc/passwd\x00") == "etc-passwd"
     assert slug("🦊") == "prompt"
-
-
-@pytest.mark.parametrize("call", ["fsync", "replace"])
-def test_a_full_disk_leaves_no_half_file(tmp_path, monkeypatch, call):
-    file = tmp_path / "kept.json"
-    write_atomically(file, b"good")
-
-    def fail(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(output.os, call, fail)
-    with pytest.raises(UserError, match=r"Cannot write .*kept.json \(No space left on device\)"):
-        write_atomically(file, b"new")
-    assert file.read_bytes() == b"good"
-    assert files_in(tmp_path) == ["kept.json"]
-
-
-def test_files_have_usual_permissions(tmp_path):
-    file, usual = tmp_path / "a", tmp_path / "b"
-    write_atomically(file, b"")
-    usual.write_bytes(b"")
-    assert stat.S_IMODE(file.stat().st_mode) == stat.S_IMODE(usual.stat().st_mode)

@@ -17,12 +17,15 @@ from milr.searches.base import Problem, Search
 from milr.searches.best_of_n import BestOfN, best_of_n
 from milr.searches.driver import (
     DraftScored,
+    Ended,
     Event,
     Finished,
     Interrupted,
+    Job,
     Started,
     draft_stream,
     drive,
+    drive_jobs,
     drive_lazily,
     judge,
     search_rng,
@@ -380,3 +383,77 @@ def test_a_draft_changed_on_record_keeps_its_recorded_score() -> None:
     )
     assert again.drafts[0].reward == 0.125
     assert [d.drawn.latents for d in again.drafts] == [None] * 3, "kept drafts carry no latents: they are gigabytes"
+
+
+# --- Critics that could not be asked ------------------------------------------------------------------------
+
+
+OUTAGE = Score(None, reason="no connection", outage=True)
+
+
+def lost(drafts: Sequence[Draft], *numbers: int) -> list[Draft]:
+    """Drafts as they stand on record where the critic could not be asked for some of them."""
+    return [replace(draft, score=OUTAGE) if draft.number in numbers else draft for draft in drafts]
+
+
+@pytest.mark.parametrize("numbers", [(0,), (2,), (3,), (0, 1, 2, 3)])
+def test_drafts_on_record_that_no_critic_has_judged_are_judged_and_not_drawn(numbers: tuple[int, ...]) -> None:
+    (whole,) = drive(Toy(), CountingCritic(match), tasks(), best_of_n, BestOfN(), budget=6)
+    backbone, critic, told = Toy(), CountingCritic(match), list[Event]()
+    (again,) = drive(
+        backbone, critic, tasks(), best_of_n, BestOfN(), budget=6,
+        resume={("0", 0): lost(whole.drafts[:4], *numbers)}, on_event=told.append,
+    )  # fmt: skip
+    assert again == whole
+    assert (len(backbone.orders), critic.calls) == (2, 2 + len(numbers))
+    scored = [event for event in told if isinstance(event, DraftScored)]
+    assert [event.draft.number for event in scored if event.recorded] == [n for n in range(4) if n not in numbers]
+    assert [event.draft.number for event in scored] == list(range(6))
+
+
+def test_a_search_that_looks_at_its_rewards_may_go_another_way_once_they_are_there() -> None:
+    """Its drafts on record were asked for without the verdict that is there now."""
+    critic = CountingCritic(lambda tokens, task: None if critic.calls == 1 else match(tokens, task))
+    (cut,) = drive(Toy(), critic, tasks(), milr, PRESETS["paper"], budget=4)
+    record = {("0", 0): lost(cut.drafts, 0)}
+    (again,) = drive(Toy(), CountingCritic(match), tasks(), milr, PRESETS["paper"], budget=4, resume=record)
+    (whole,) = drive(Toy(), CountingCritic(match), tasks(), milr, PRESETS["paper"], budget=4)
+    assert [d.reward for d in again.drafts] == [d.reward for d in whole.drafts]
+    assert [d.ask for d in again.drafts] == [d.ask for d in whole.drafts]
+
+
+def test_a_critic_whose_trouble_ends_the_run_costs_no_picture() -> None:
+    def answer(tokens: tuple[int, ...], task: Task) -> float:
+        if critic.calls > 5:
+            raise UserError("The judge refused the key; see to it.")
+        return match(tokens, task)
+
+    critic, told = CountingCritic(answer), list[Event]()
+    with pytest.raises(UserError, match="refused the key"):
+        drive(Toy(), critic, tasks(3), best_of_n, BestOfN(), budget=3, on_event=told.append)
+    drafts = [(event.task.id, event.draft) for event in told if isinstance(event, DraftScored)]
+    assert [(task, draft.number) for task, draft in drafts] == [(task, number) for number in (0, 1) for task in "012"]
+    assert [draft.score.outage for _, draft in drafts] == [False] * 3 + [True] * 3
+    assert type(told[-1]).__name__ == "RoundEnded"  # so they are on disk
+    record = {(task, 0): [draft for other, draft in drafts if other == task] for task in "012"}
+    backbone = Toy()
+    again = drive(backbone, CountingCritic(match), tasks(3), best_of_n, BestOfN(), budget=3, resume=record)
+    assert len(backbone.orders) == 3
+    assert again == drive(Toy(), CountingCritic(match), tasks(3), best_of_n, BestOfN(), budget=3)
+
+
+def test_a_search_that_lacks_a_held_out_verdict_is_neither_drawn_nor_judged_again() -> None:
+    held_out = [CountingCritic(noise, name="known"), CountingCritic(noise, name="lost")]
+    (whole,) = drive(Toy(), CountingCritic(match), tasks(), milr, PRESETS["official"], budget=4, held_out=held_out)
+    for critic in held_out:
+        critic.calls = 0
+    backbone, climbed = Toy(), CountingCritic(match)
+    job = Job(tasks()[0], 0, whole.drafts, Ended(whole.best, whole.stopped, ("a note",), judged=("known",)))
+    (again,) = drive_jobs(backbone, climbed, iter([job]), milr, PRESETS["official"], budget=4, held_out=held_out)
+    assert (len(backbone.orders), climbed.calls, held_out[0].calls) == (0, 0, 0)
+    assert held_out[1].calls == 1 + (whole.best != 0)
+    assert list(again.held_out) == list(again.held_out_first) == ["lost"]
+    assert again.held_out["lost"] == whole.held_out["lost"]
+    assert (again.drafts, again.best, again.stopped, again.notes) == (
+        whole.drafts, whole.best, whole.stopped, ("a note",),
+    )  # fmt: skip

@@ -133,7 +133,7 @@ def bench(
                 console.print(f"the run that was in {one.folder} is now {aside}", markup=False, highlight=False)
     for one in planned:
         try:
-            one.run(machine, Pace(console).hear)
+            one.run(machine, Pace(console).hear, lambda text: console.print(text, markup=False, highlight=False))
         except KeyboardInterrupt:
             print(f"milr: stopped by Ctrl-C; the same command goes on from what is in {one.folder}.", file=sys.stderr)
             raise typer.Exit(130) from None
@@ -183,10 +183,10 @@ def report(
     ] = None,
 ) -> None:
     """Who won, by how much, at what cost, and how sure that is: from the journals of runs."""
+    from milr.disk import write_atomically
     from milr.reports.reading import read_run, report_of
     from milr.reports.report import to_markdown
     from milr.reports.report_page import render_report
-    from milr.runs.output import write_atomically
 
     if out is not None and out.is_dir():
         raise UserError(f"{out} is a folder; name a file, e.g. --out {out / 'report.html'}.")

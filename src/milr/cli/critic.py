@@ -50,8 +50,8 @@ def critic_calibrate(
     tasks = choose_tasks(benchmark, limit, prompt_seed, data=data)
     check_model(model)
     from milr.backbones import load
+    from milr.disk import write_atomically
     from milr.reports.calibrate import calibrate, reliability, to_markdown
-    from milr.runs.output import write_atomically
 
     console, place = progress_console(), Place(max_judge_cost=max_judge_cost)
     backbone = load(model, device=device, dtype=dtype)

@@ -59,7 +59,7 @@ def score(
     )
     text = json.dumps({"benchmark": benchmark, "folder": str(folder), **found})
     if out is not None:
-        from milr.runs.output import write_atomically
+        from milr.disk import write_atomically
 
         write_atomically(out, text.encode() + b"\n")
     print(text if as_json else to_markdown(found))

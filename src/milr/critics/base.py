@@ -82,7 +82,8 @@ def _sound(score: object, critic_name: str) -> Score:
     if not isinstance(score, Score):
         return Score(None, reason=f"critic '{critic_name}' gave {score!r} instead of a Score")
     if score.value is None:
-        return Score(None, score.checks, score.reason or f"critic '{critic_name}' abstained without a reason")
+        reason = score.reason or f"critic '{critic_name}' abstained without a reason"
+        return Score(None, score.checks, reason, score.outage)
     try:
         value = float(score.value)  # also takes numpy and torch scalars
     except (TypeError, ValueError):

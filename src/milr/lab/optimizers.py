@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from milr.disk import sync, sync_folder
+
 
 class MuonAndAdamW:
     """One optimizer of two: `matrices` (2-D or 4-D parameters) move by Muon, `others` by AdamW.
@@ -94,10 +96,14 @@ def schedule(step: int, steps: int, warm_up: int = 50, hold: float = 0.45) -> fl
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
-    """Write a training state so that a kill at any moment leaves the old one or the new one."""
+    """Write a training state so that a kill or a power cut at any moment leaves the old one or the new one."""
     temporary = path.with_suffix(".tmp")
-    torch.save(state, temporary)
+    with temporary.open("wb") as stream:
+        torch.save(state, stream)
+        stream.flush()
+        sync(stream.fileno())
     os.replace(temporary, path)
+    sync_folder(path.parent)
 
 
 def load_state(path: Path) -> dict[str, Any] | None:

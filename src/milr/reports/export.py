@@ -7,10 +7,10 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from milr.disk import write_atomically
 from milr.drafts import Task, UserError
 from milr.reports.reading import Reading
 from milr.runs.journal import image_file
-from milr.runs.output import write_atomically
 
 
 def export(reading: Reading, method: str, layout: str, out: Path) -> int:

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from milr import registry
+from milr.disk import write_atomically
 from milr.drafts import Task, UserError
 from milr.reports.report import MAX_ABSTAIN, curves, make_report, to_markdown
 from milr.reports.signs import Ends, signs_of
-from milr.runs.journal import Key, Outcome, read_head, read_lines, read_outcome, read_tasks
+from milr.runs.journal import Key, Outcome, difference, put_in_order, read_head, read_lines, read_outcome, read_tasks
 from milr.runs.methods import BASELINE, Method
-from milr.runs.output import write_atomically
 
 RATE_OVER = 600.0  # seconds: drafts a second are those of the last ten minutes of work
 PAUSE = 120.0  # a longer gap between two lines is no work
@@ -61,7 +61,9 @@ class Flow:
         """Of each number [step, mean, searches], in order of the steps."""
         return {
             name: [
-                [step, total / self.counts[name][step], self.counts[name][step]] for step, total in sorted(of.items())
+                # Rounded: a run that was cut has its searches in another order, and sums of floats depend on it.
+                [step, round(total / self.counts[name][step], 12), self.counts[name][step]]
+                for step, total in sorted(of.items())
             ]
             for name, of in self.sums.items()
         }
@@ -75,7 +77,8 @@ class Reading:
     head: Mapping[str, Any]
     tasks: Sequence[Task]
     started: Mapping[str, Any]  # the last start: methods, baseline, versions, benchmark
-    versions: Sequence[Mapping[str, str]]  # of all starts, each once
+    versions: Sequence[Mapping[str, str]]  # of all starts that drew something, each once
+    machines: Sequence[Mapping[str, Any]]  # likewise: on what was drawn
     outcomes: Mapping[Key, Outcome]
     ends: Mapping[Key, Ends]  # first and returned draft of the finished searches
     flows: Mapping[str, Flow]
@@ -104,43 +107,67 @@ def read_run(folder: Path) -> Reading:
     searches = len(tasks) * int(head["seeds"])
     started: dict[str, Any] = {}
     versions: list[dict[str, str]] = []
+    machines: list[dict[str, Any]] = []
     outcomes: dict[Key, Outcome] = {}
     standings: dict[str, Standing] = {}
-    begun: dict[Key, list[dict[str, Any]]] = {}  # of unfinished searches, what Ends wants of each draft
+    begun: dict[Key, list[dict[str, Any]]] = {}  # of unfinished searches, what Ends and Standing want of each draft
     ends: dict[Key, Ends] = {}
+    steps: dict[Key, list[Mapping[str, Any]]] = {}  # notes of the drafts of searches that may be taken up again
     flows: dict[str, Flow] = {}
     times: list[float] = []
     last = 0.0
+
+    def flow(method: str, notes: Sequence[Mapping[str, Any]]) -> None:
+        for step, note in enumerate(notes, 1):
+            flows.setdefault(method, Flow()).add(step, note)
+
     for line in read_lines(folder):
         last = float(line["at"])
         if "started" in line:
             started = line["started"]
-            if started["versions"] not in versions:
-                versions.append(started["versions"])
             for fields in started["methods"]:
                 standings.setdefault(fields["name"], Standing(fields["name"], searches))
         elif "draft" in line:
-            times.append(last)
+            for facts, found in ((started["versions"], versions), (started.get("machine"), machines)):
+                if facts and facts not in found:
+                    found.append(facts)
+            score, number = line["draft"]["score"], line["draft"]["number"]
             drawn = begun.setdefault((line["method"], line["task"], line["seed_index"]), [])
-            del drawn[line["draft"]["number"] :]
-            drawn.append({"look": line["look"], "image": line["image"], "text": line["draft"]["reasoning"]})
-            if line["draft"]["number"] > 0:
-                flows.setdefault(line["method"], Flow()).add(line["draft"]["number"], line["draft"]["ask"]["note"])
-            standing, score = standings[line["method"]], line["draft"]["score"]
-            standing.drafts += 1
+            one: dict[str, Any] = {"look": line["look"], "image": line["image"], "text": line["draft"]["reasoning"]}
+            before = drawn[number] if number < len(drawn) else {}
+            is_same = bool(before) and (before["image"], before["text"]) == (one["image"], one["text"])
+            one |= {"lacks": score["reason"] if score["value"] is None else None, "note": line["draft"]["ask"]["note"]}
+            put_in_order(drawn, number, one, is_same)
+            standing = standings[line["method"]]
+            if is_same:  # judged again: no new draft, and what it lacked it may have now
+                if before["lacks"] is not None:
+                    standing.unscored -= 1
+                    standing.reasons[before["lacks"]] -= 1
+            else:
+                times.append(last)
+                standing.drafts += 1
             if score["value"] is None:
                 standing.unscored += 1
                 standing.reasons[score["reason"]] = standing.reasons.get(score["reason"], 0) + 1
         else:
             outcome = read_outcome(line["outcome"])
-            outcomes[outcome.key] = outcome
-            first, *_ = drawn = begun.pop(outcome.key)
+            outcomes[outcome.key] = outcome  # the last one counts: it was taken up again
+            first, *_ = drawn = begun[outcome.key]
             ends[outcome.key] = Ends(outcome, *_columns(first, drawn[outcome.returned]))
-            standing = standings[outcome.method]
-            standing.done += 1
-            standing.solved += outcome.stopped == "threshold"
-            standing.best_rewards.append(max((reward for reward in outcome.rewards if reward is not None), default=0.0))
-    return Reading(folder, head, tasks, started, versions, outcomes, ends, flows, standings, _pace(times), last)
+            steps[outcome.key] = [one["note"] for one in drawn[1 : len(outcome.rewards)]]
+            if not outcome.lacks(str(head["critic"])):
+                del begun[outcome.key]
+                flow(outcome.method, steps.pop(outcome.key))
+    for (method, *_), notes in steps.items():
+        flow(method, notes)
+    for outcome in outcomes.values():
+        standing = standings[outcome.method]
+        standing.done += 1
+        standing.solved += outcome.stopped == "threshold"
+        standing.best_rewards.append(max((reward for reward in outcome.rewards if reward is not None), default=0.0))
+    return Reading(
+        folder, head, tasks, started, versions, machines, outcomes, ends, flows, standings, _pace(times), last
+    )
 
 
 def describe(reading: Reading) -> Iterator[str]:
@@ -159,6 +186,8 @@ def describe(reading: Reading) -> Iterator[str]:
             line += f", mean best reward {sum(one.best_rewards) / len(one.best_rewards):.3f}"
         yield line
         for reason, count in sorted(one.reasons.items(), key=lambda pair: -pair[1])[:3]:
+            if not count:
+                continue
             yield f"    {count} drafts without a score: {reason}"
 
 
@@ -167,8 +196,8 @@ def report_of(readings: Sequence[Reading], baseline: str | None = None) -> dict[
     side. Raises UserError where they do not fit together, or where a search is missing."""
     first = readings[0]
     for other in readings[1:]:
-        differs = next((key for key in first.head if other.head.get(key) != first.head[key]), None)
-        if differs is not None:
+        differs = difference(first.head, other.head)
+        if differs:
             raise UserError(
                 f"{other.folder} has another {differs.replace('_', ' ')} than {first.folder}; only runs on the same "
                 "prompts under the same terms can be compared."
@@ -193,14 +222,19 @@ def report_of(readings: Sequence[Reading], baseline: str | None = None) -> dict[
     chosen = baseline or started.get("baseline", BASELINE)
     if baseline is not None and baseline not in names:
         raise UserError(f"The baseline '{baseline}' is none of the methods: {', '.join(names)}.")
-    about = {key: value for key, value in started.items() if key not in ("methods", "baseline", "versions")}
-    found = [one for reading in readings for one in reading.versions]
-    versions = [one for index, one in enumerate(found) if one not in found[:index]]
+    about = {key: value for key, value in started.items() if key not in ("methods", "baseline", "versions", "machine")}
+    versions = _each_once(one for reading in readings for one in reading.versions)
+    machines = _each_once(one for reading in readings for one in reading.machines)
     report = make_report(
         outcomes,
         list(methods.values()),
         first.tasks,
-        {**{key: value for key, value in first.head.items() if key != "format"}, **about, "versions": versions},
+        {
+            **{key: value for key, value in first.head.items() if key != "format"},
+            **about,
+            "versions": versions,
+            "machines": machines,
+        },
         chosen if chosen in names else names[0],
         overall=_overall(started.get("benchmark")),
         max_abstain=float(started.get("max_abstain", MAX_ABSTAIN)),
@@ -211,12 +245,28 @@ def report_of(readings: Sequence[Reading], baseline: str | None = None) -> dict[
         report["searches"][name]["gradient_flow"] = _flow_of(readings, name)
         report["searches"][name]["signs"] = signs = signs_of(of_method, first.head["held_out"])
         report["warnings"] += [f"{name}: reward hacking? {reason}" for reason in signs["reasons"]]
-    if len(versions) > 1:
-        differing = sorted(
-            {key for one in versions for key in one if any(one.get(key) != v.get(key) for v in versions)}
-        )
+    if differing := _differing(versions):
         report["warnings"].append(f"parts of the run were made with other versions ({', '.join(differing)})")
+    if differing := _differing(machines):
+        drawn_on = "; ".join(", ".join(f"{key} {one.get(key, 'unknown')}" for key in differing) for one in machines)
+        report["warnings"].append(
+            f"parts were drawn on another machine ({drawn_on}): seconds are of all of them together, so compare calls "
+            "and tokens"
+        )
     return report
+
+
+def _each_once(found: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    once: list[Mapping[str, Any]] = []
+    for one in found:
+        if one not in once:
+            once.append(one)
+    return once
+
+
+def _differing(facts: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The keys in which such facts differ."""
+    return sorted({key for one in facts for key in one if any(one.get(key) != other.get(key) for other in facts)})
 
 
 def write_report(folder: Path) -> dict[str, Any]:

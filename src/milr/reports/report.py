@@ -115,6 +115,8 @@ class _Maker:
             },
             "calls": _mean(len(o.rewards) for o in flat),
             "decoded_tokens": _mean(sum(o.tokens) for o in flat),
+            # Read in one pass, not chosen: a search that repairs a picture reads all of it. None: an older journal.
+            "prefilled_tokens": _mean(sum(o.prefilled) for o in flat) if all(o.prefilled for o in flat) else None,
             "seconds": _mean(sum(o.seconds) for o in flat),
             "by_category": by_category,
             "by_calls": {str(k): self._after(method, groups, k) for k in range(1, self.budget + 1)},

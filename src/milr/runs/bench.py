@@ -7,10 +7,9 @@ from the journal alone.
 
 from __future__ import annotations
 
-import hashlib
-import json
+import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -19,10 +18,10 @@ from milr.critics import naming
 from milr.critics.base import NOWHERE, Critic, Place
 from milr.drafts import Draft, Task, Trajectory
 from milr.runs.generate import Plan, Request, prepare
-from milr.runs.journal import Journal, Outcome
+from milr.runs.journal import Journal, Outcome, question_of
 from milr.runs.methods import BASELINE, METHODS, Method
 from milr.runs.record import fingerprint, versions
-from milr.searches.driver import DraftScored, Event, Interrupted, Job, RoundEnded, check_tasks, drive_jobs
+from milr.searches.driver import DraftScored, Ended, Event, Interrupted, Job, RoundEnded, check_tasks, drive_jobs
 
 SEARCHES_AT_ONCE = 32  # where a backbone does not say how much it draws in one batch
 
@@ -67,6 +66,10 @@ class Executor(Protocol):
         """`model`, `fingerprint` and `dtype`: what a run must not mix."""
         ...
 
+    def machine(self) -> Mapping[str, Any]:
+        """What a run may mix, and what its seconds depend on (see `machine_of`)."""
+        ...
+
     def run(self, method: Method, terms: Terms, jobs: Iterator[Job], keeper: Keeper) -> None:
         """Do all the jobs of a method, and let the keeper have every draft and every end. Ctrl-C may end it."""
         ...
@@ -83,6 +86,9 @@ class Local:
     def identity(self) -> Mapping[str, str]:
         info = self.backbone.info
         return {"model": info.name, "fingerprint": fingerprint(self.backbone), "dtype": info.dtype}
+
+    def machine(self) -> Mapping[str, Any]:
+        return machine_of(self.backbone, self.batch)
 
     def run(self, method: Method, terms: Terms, jobs: Iterator[Job], keeper: Keeper) -> None:
         critic, *held_out = critics_of(terms, self.backbone, self.critics, self.place)
@@ -103,6 +109,31 @@ class Local:
 def searches_at_once(backbone: Backbone) -> int:
     """As many searches as the model draws in one batch by its own count of the memory (fewer would leave it idle)."""
     return int(getattr(backbone, "max_batch", SEARCHES_AT_ONCE))
+
+
+def machine_of(backbone: Backbone, batch: int) -> dict[str, Any]:
+    """On what a model draws: the kind of device and its name, the number format, threads, searches side by side."""
+    import torch
+
+    kind, _, index = backbone.info.device.partition(":")
+    on_gpu = kind == "cuda" and torch.cuda.is_available()
+    return {
+        "device": kind,
+        "name": torch.cuda.get_device_name(int(index or 0)) if on_gpu else _processor(),
+        "dtype": backbone.info.dtype,
+        "threads": torch.get_num_threads(),
+        "batch": batch,
+    }
+
+
+def _processor() -> str:
+    """The name of the CPU, as far as the system tells."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:
+            named = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    except OSError:
+        named = ""
+    return named or platform.processor() or platform.machine()
 
 
 def critics_of(terms: Terms, backbone: Backbone, made: dict[str, Critic], place: Place = NOWHERE) -> list[Critic]:
@@ -152,6 +183,7 @@ def bench(
     batch: int | None = None,
     about: Mapping[str, Any] | None = None,
     tell: Callable[[Progress], None] | None = None,
+    note: Callable[[str], None] = lambda text: None,
 ) -> None:
     """Run what the journal in `folder` lacks. When it returns the journal is whole; `milr.reports` makes numbers of it.
 
@@ -161,7 +193,9 @@ def bench(
         baseline: name of the method that the others are paired with, prompt by prompt.
         about: what else a report should say or know: `benchmark`, seeds of the prompts, `max_abstain`.
         tell: hears where the run stands.
-    Raises UserError if `folder` holds a run with other terms, prompts or model.
+        note: hears what the user should know before the work begins.
+    Raises UserError if `folder` holds a run with other terms, prompts, checks, critics or model, before anything is
+    drawn.
     """
     check_tasks(tasks, terms.seeds)
     for method in methods:
@@ -175,29 +209,41 @@ def bench(
         "threshold": terms.threshold,
         "seed": terms.seed,
         "seeds": terms.seeds,
-        "tasks": _digest(tasks),
+        **question_of(tasks),
+        "contents": {name: content for name in terms.critics if (content := naming.content_of(name))},
     }
-    with Journal(folder, head, tasks) as journal:
+    machine = dict(chosen.machine())
+    with Journal(folder, head, tasks, note) as journal:
         for method in methods:
             journal.finished(method.name, method.spec)  # refuses a name that meant something else
+        if journal.machines and journal.machines[-1].get("device") != machine.get("device"):
+            note(
+                f"This run was drawn on {_named(journal.machines[-1])} so far and goes on on {_named(machine)}: its "
+                "seconds will be of both, and its pictures may differ by rounding."
+            )
         journal.start(
             {
                 "methods": [asdict(method) for method in methods],
                 "baseline": baseline,
                 "versions": versions(),
+                "machine": machine,
                 **(about or {}),
             }
         )
         for method in methods:
             keeper = Keeper(journal, method, len(tasks) * terms.seeds, tell)
-            recorded = journal.recorded(method.name)
-            left = [
-                Job(task, index, recorded.get((task.id, index), ()))
-                for task in tasks
-                for index in range(terms.seeds)
-                if (task.id, index) not in keeper.finished
-            ]
-            chosen.run(method, terms, iter(left), keeper)
+            if lacking := keeper.lacking:
+                note(
+                    f"{len(lacking)} finished searches of '{method.name}' lack a verdict since "
+                    f"{', '.join(sorted(set().union(*lacking.values())))} could not be asked; they are taken up again."
+                )
+            chosen.run(
+                method, terms, (keeper.job(task, index) for task in tasks for index in keeper.left(task)), keeper
+            )
+
+
+def _named(machine: Mapping[str, Any]) -> str:
+    return f"{machine.get('device', 'another device')} ({machine.get('name', 'unknown')})"
 
 
 def plan_of(method: Method, terms: Terms) -> Plan:
@@ -223,10 +269,32 @@ class Keeper:
         self, journal: Journal, method: Method, searches: int, tell: Callable[[Progress], None] | None
     ) -> None:
         self.journal, self.method, self.searches, self.tell = journal, method, searches, tell
-        self.finished = journal.finished(method.name, method.spec)
-        self.solved = sum(one.stopped == "threshold" for one in journal.outcomes.values() if one.method == method.name)
+        critic = str(journal.head["critic"])
+        done = journal.finished(method.name, method.spec)
+        outcomes = {key: journal.outcomes[method.name, *key] for key in done}
+        # Searches that ended without a verdict that may be had now, with the critics that could not be asked.
+        self.lacking = {key: lacks for key, outcome in outcomes.items() if (lacks := outcome.lacks(critic))}
+        self.finished = done - self.lacking.keys()
+        self.solved = sum(outcomes[key].stopped == "threshold" for key in self.finished)
         self.drafts = 0
         self._say()
+
+    def left(self, task: Task) -> list[int]:
+        """The seed indices of a task's searches that are to be done."""
+        seeds = int(self.journal.head["seeds"])
+        return [index for index in range(seeds) if (task.id, index) not in self.finished]
+
+    def job(self, task: Task, seed_index: int) -> Job:
+        """What is to be done of a search that has not ended, or that lacks a verdict."""
+        recorded = self.journal.recorded(self.method.name, task.id, seed_index)
+        lacks = self.lacking.get((task.id, seed_index))
+        if lacks is None or self.journal.head["critic"] in lacks:
+            return Job(task, seed_index, recorded)
+        outcome = self.journal.outcomes[self.method.name, task.id, seed_index]
+        if len(recorded) < len(outcome.rewards):  # an image is lost
+            return Job(task, seed_index, recorded)
+        judged = tuple(name for name in outcome.held_out if name not in lacks)
+        return Job(task, seed_index, recorded, Ended(outcome.returned, outcome.stopped, outcome.notes, judged))
 
     def hear(self, event: Event) -> None:
         """What the driver tells: new drafts are kept, and on disk when their round ends."""
@@ -246,6 +314,14 @@ class Keeper:
 
     def keep(self, outcome: Outcome) -> None:
         """A search has ended: on disk when this returns."""
+        before = self.journal.outcomes.get(outcome.key)
+        if before is not None and before.rewards == outcome.rewards:  # only what was lacking was judged now
+            outcome = replace(
+                outcome,
+                held_out={**before.held_out, **outcome.held_out},
+                held_out_first={**before.held_out_first, **outcome.held_out_first},
+                failed={**before.failed, **outcome.failed},
+            )
         self.journal.add(outcome)
         self.finished.add((outcome.task, outcome.seed_index))
         self.solved += outcome.stopped == "threshold"
@@ -279,9 +355,15 @@ def outcome_of(method: Method, trajectory: Trajectory) -> Outcome:
             if score.checks
         },
         notes=trajectory.notes,
+        prefilled=tuple(cost.prefilled_tokens for cost in costs),
+        unjudged=_unjudged(trajectory),
     )
 
 
-def _digest(tasks: Sequence[Task]) -> str:
-    listed = json.dumps([(task.id, task.prompt) for task in tasks])
-    return f"{len(tasks)} tasks, {hashlib.sha256(listed.encode()).hexdigest()[:16]}"
+def _unjudged(trajectory: Trajectory) -> tuple[str, ...]:
+    """The critics that could not be asked for something that this search lacks now."""
+    scores = {name: [score] for name, score in trajectory.held_out.items()}
+    for name, score in trajectory.held_out_first.items():
+        scores[name].append(score)
+    scores[trajectory.critic] = [draft.score for draft in trajectory.drafts]
+    return tuple(name for name, given in scores.items() if any(score.outage for score in given))

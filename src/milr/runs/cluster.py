@@ -30,6 +30,7 @@ from milr.runs.bench import (
     Local,
     Terms,
     critics_of,
+    machine_of,
     outcome_of,
     search_jobs,
     searches_at_once,
@@ -99,6 +100,9 @@ class Worker:
 
     def identity(self) -> dict[str, str]:
         return dict(Local(self.backbone).identity())
+
+    def machine(self) -> dict[str, Any]:
+        return machine_of(self.backbone, self.batch)
 
     def process(self) -> int:
         return os.getpid()
@@ -218,6 +222,12 @@ class Cluster:
                 self._check(found[0], other)
             self._identity = found[0]
         return self._identity
+
+    def machine(self) -> Mapping[str, Any]:
+        """That of the first worker; all have the same model and number format (see `identity`)."""
+        self.identity()
+        found: Mapping[str, Any] = self.ray.get(self.slots[0].actor.machine.remote())
+        return {**found, "workers": len(self.slots)}
 
     def processes(self) -> list[int]:
         """The process ids of the workers."""

@@ -16,18 +16,17 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from io import FileIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
+from milr.disk import Lock, make_folder, sync, sync_folder, write_atomically, write_whole
 from milr.drafts import Draft, Task, UserError
 from milr.runs.looks import look
-from milr.runs.output import write_atomically
 from milr.runs.record import draft_from_json, draft_to_json
 
 if TYPE_CHECKING:
@@ -43,7 +42,9 @@ Key = tuple[str, str, int]  # method, task id, seed index: names one search of a
 class Outcome:
     """A finished search: of each draft its reward, decoded tokens, seconds and the search's move; which draft was
     returned, what the held-out critics say of it and of the first one (None: abstained), and which checks the returned
-    draft fails, in the words of each critic."""
+    draft fails, in the words of each critic. `unjudged` are the critics that could not be asked for something (None: an
+    older line, which does not say), `prefilled` the tokens that each draft read and did not choose (none in older
+    lines)."""
 
     method: str
     spec: str
@@ -60,41 +61,87 @@ class Outcome:
     held_out_first: Mapping[str, float | None] = field(default_factory=dict)
     failed: Mapping[str, Sequence[str]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    prefilled: tuple[int, ...] = ()
+    unjudged: tuple[str, ...] | None = None
 
     @property
     def key(self) -> Key:
         return self.method, self.task, self.seed_index
 
+    def lacks(self, critic: str) -> tuple[str, ...]:
+        """The critics whose verdicts are missing since they could not be asked; `critic` is the one that was climbed.
+        A search that ended so can be taken up again."""
+        if self.unjudged is not None:
+            return self.unjudged
+        verdicts = [(name, value) for of in (self.held_out, self.held_out_first) for name, value in of.items()]
+        has_failed = self.stopped == "abstained" or all(reward is None for reward in self.rewards)
+        return (*([critic] if has_failed else ()), *dict.fromkeys(name for name, value in verdicts if value is None))
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """Where a draft's line stands in the journal, and its picture: image and reasoning."""
+
+    start: int
+    size: int
+    picture: tuple[str, str]
+
+
+Drawn = TypeVar("Drawn")
+
+
+def put_in_order(drafts: list[Drawn], number: int, draft: Drawn, same: bool) -> None:
+    """Put a draft's line where it belongs among those of its search. A picture that is there already (`same`) was
+    judged again: those after it stay. Another one was drawn afresh: those after it are no longer of this search."""
+    drafts[number : number + 1 if same else None] = [draft]
+
 
 class Journal:
     """A run's folder, open for writing. `outcomes` are the finished searches; `recorded` reads drafts of the others."""
 
-    def __init__(self, folder: Path, head: Mapping[str, Any], tasks: Sequence[Task] = ()) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        head: Mapping[str, Any],
+        tasks: Sequence[Task] = (),
+        note: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        """`head` and `tasks` say what the run is; `note` hears what a user should know of the folder."""
         self.folder, self.head = folder, {"format": FORMAT, **head}
-        self.tasks = tasks
+        self.tasks, self.note = tasks, note
         self.outcomes: dict[Key, Outcome] = {}
-        self._begun: dict[Key, list[dict[str, Any]]] = {}  # lines of drafts whose search has not ended
-        self._folders: set[Path] = set()  # with new images, not yet on disk
+        self._begun: dict[Key, list[_Kept]] = {}  # drafts whose search has not ended, or lacks a verdict
+        self.machines: list[Mapping[str, Any]] = []  # that have drawn here, each once, the last one last
+        self._folders: set[Path] = set()  # with new names, not yet on disk
         self._lines = bytearray()  # not yet written
         self._stream: FileIO
+        self._lock = Lock(folder / "journal.lock")
 
     def __enter__(self) -> Journal:
         file = self.folder / "journal.jsonl"
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            # Those of a process that was killed too: it may not have come to sync them.
+            self._folders |= {*make_folder(self.folder), self.folder.parent, self.folder}
+            self._folders |= {images for images in (self.folder / "images",) if images.is_dir()}
             self._stream = open(file, "a+b", buffering=0)
         except OSError as error:
             raise UserError(f"Cannot write {file} ({error.strerror}); name another folder with --out.") from error
         try:
-            _lock(self._stream.fileno(), file)
+            try:
+                warning = self._lock.take(self._stream.fileno())
+            except BlockingIOError as error:
+                raise UserError(f"Another run is writing {file}; wait for it, or name another folder.") from error
+            if warning:
+                self.note(warning)
             self._claim()
             self._read()
         except BaseException:
-            self._stream.close()
+            self.__exit__()
             raise
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._lock.release()
         self._stream.close()
 
     def start(self, about: Mapping[str, Any]) -> None:
@@ -118,34 +165,30 @@ class Journal:
     def sync(self) -> None:
         """Everything added so far is on disk when this returns."""
         try:
-            while self._folders:
-                _sync_folder(self._folders.pop())
+            for folder in sorted(self._folders):  # before the lines that speak of what is in them
+                sync_folder(folder)
+            self._folders.clear()
             while self._lines:
                 del self._lines[: self._stream.write(self._lines)]
-            os.fsync(self._stream.fileno())
+            sync(self._stream.fileno())
         except OSError as error:
-            raise UserError(
-                f"Cannot write to {self.folder} ({error.strerror}); make room and run the same command again, it goes "
-                "on where it stopped."
-            ) from error
+            raise self._no_room(error) from error
 
-    def recorded(self, method: str) -> dict[tuple[str, int], list[Draft]]:
-        """The drafts of this method's searches that have begun and not ended, by task and seed index.
+    def recorded(self, method: str, task: str, seed_index: int) -> list[Draft]:
+        """The drafts on record of a search that has not ended, or that lacks a verdict.
 
         Where an image is missing or is not what its name says, the drafts from there on are left out: they are drawn
         again.
         """
-        found: dict[tuple[str, int], list[Draft]] = {}
-        for (name, task, seed_index), lines in self._begun.items():
-            if name != method:
-                continue
-            drafts = found.setdefault((task, seed_index), [])
-            for line in lines:
-                image = self.image(line["image"])
-                if image is None or line["draft"]["number"] != len(drafts):
-                    break
-                drafts.append(draft_from_json(line["draft"], image))
-        return found
+        drafts: list[Draft] = []
+        for kept in self._begun.get((method, task, seed_index), ()):
+            self._stream.seek(kept.start)  # writing goes to the end whatever this says: it is opened to append
+            line = json.loads(self._stream.read(kept.size))
+            image = self.image(line["image"])
+            if image is None or line["draft"]["number"] != len(drafts):
+                break
+            drafts.append(draft_from_json(line["draft"], image))
+        return drafts
 
     def image(self, name: str) -> Image | None:
         """The image of this content, or None."""
@@ -169,37 +212,50 @@ class Journal:
                 raise UserError(f"{self.folder} holds a journal without run.json; name another folder with --out.")
             self._write_head()
             return
-        head = read_head(self.folder)
-        differs = next((key for key in self.head if head.get(key) != self.head[key]), None)
-        if differs is not None and all("started" in line for line in read_lines(self.folder)):
+        head = _head_of(self.folder)
+        if "checks" in self.head and "checks" not in head:  # of a milr that did not note it
+            head["checks"] = question_of(read_tasks(self.folder))["checks"]
+        differs = difference(head, self.head)
+        if differs and all("started" in line for line in read_lines(self.folder)):
             self._stream.truncate(0)  # nothing was drawn (a critic could not be loaded, say): the folder is free
             self._write_head()
             return
-        if differs is not None:
+        if differs:
+            tasks = task_difference(read_tasks(self.folder), self.tasks) if differs in QUESTION else ""
             raise UserError(
-                f"{self.folder} belongs to a run with another {differs.replace('_', ' ')} "
-                f"({_short(head.get(differs))}, not {_short(self.head[differs])}); name another folder with --out, "
-                "or add --force-new to put that run aside."
+                f"{self.folder} belongs to a run with {tasks or _in_words(differs, head, self.head)}; name another "
+                "folder with --out, or add --force-new to put that run aside."
             )
+        self.head = {**self.head, **head, **_completed(head, self.head)}
+        self._write_head()  # with what an older milr did not note; and the prompts, should their file have been changed
 
     def _write_head(self) -> None:
         lines = "".join(json.dumps(asdict(task)) + "\n" for task in self.tasks)
-        write_atomically(self.folder / "tasks.jsonl", lines.encode())
-        write_atomically(self.folder / "run.json", (json.dumps(self.head, indent=2) + "\n").encode())
+        head = json.dumps(self.head, indent=2) + "\n"
+        for name, text in (("tasks.jsonl", lines), ("run.json", head)):
+            file = self.folder / name
+            if not file.exists() or file.read_bytes() != text.encode():
+                write_atomically(file, text.encode())
 
     def _read(self) -> None:
         end = 0
-        for start, line in _lines(self.folder / "journal.jsonl"):
+        machine: Mapping[str, Any] = {}
+        for after, line in _lines(self.folder / "journal.jsonl"):
             if "outcome" in line:
                 outcome = read_outcome(line["outcome"])
-                self.outcomes[outcome.key] = outcome
-                self._begun.pop(outcome.key, None)
+                self.outcomes[outcome.key] = outcome  # the last one counts: it was taken up again
+                if not outcome.lacks(str(self.head.get("critic", ""))):
+                    self._begun.pop(outcome.key, None)
             elif "draft" in line:
-                key = (line["method"], line["task"], line["seed_index"])
-                lines = self._begun.setdefault(key, [])
-                del lines[line["draft"]["number"] :]  # drawn afresh after an image was lost
-                lines.append(line)
-            end = start
+                key, number = (line["method"], line["task"], line["seed_index"]), line["draft"]["number"]
+                kept = _Kept(end, after - end, (line["image"], line["draft"]["reasoning"]))
+                drafts = self._begun.setdefault(key, [])
+                put_in_order(drafts, number, kept, number < len(drafts) and drafts[number].picture == kept.picture)
+                if machine and machine not in self.machines[-1:]:
+                    self.machines.append(machine)
+            else:
+                machine = line["started"].get("machine") or {}
+            end = after
         self._stream.truncate(end)
 
     def _keep(self, image: Image) -> str:
@@ -208,20 +264,111 @@ class Journal:
         content = buffer.getvalue()
         name = hashlib.sha256(content).hexdigest()
         file = image_file(self.folder, name)
-        if read_image(self.folder, name) is None:
-            write_atomically(file, content)
-            self._folders.add(file.parent)
+        try:
+            if read_image(self.folder, name) is None:
+                self._folders |= write_whole(file, content)
+        except OSError as error:
+            raise self._no_room(error) from error
+        self._folders.add(file.parent)  # also where the image was there: who wrote it may have been killed before this
         return name
+
+    def _no_room(self, error: OSError) -> UserError:
+        return UserError(
+            f"Cannot write to {self.folder} ({error.strerror}); make room and run the same command again, it goes on "
+            "where it stopped."
+        )
 
     def _write(self, line: Mapping[str, Any]) -> None:
         self._lines += json.dumps({**line, "at": round(time.time(), 3)}, allow_nan=False).encode() + b"\n"
+
+
+# --- What a run is asked ---------------------------------------------------------------------------------------------
+
+QUESTION = ("tasks", "checks")  # keys of run.json: digests of the prompts, and of what else is known of them
+
+
+def question_of(tasks: Sequence[Task]) -> dict[str, str]:
+    """What run.json says of the tasks: a digest of ids and prompts, and one of categories and metadata (checks)."""
+
+    def digest(listed: list[Any]) -> str:
+        return hashlib.sha256(json.dumps(listed, sort_keys=True).encode()).hexdigest()[:16]
+
+    prompts = digest([(task.id, task.prompt) for task in tasks])
+    checks = digest([(task.id, task.category, task.metadata) for task in tasks])
+    return {"tasks": f"{len(tasks)} tasks, {prompts}", "checks": checks}
+
+
+def difference(head: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+    """The first key of `other` in which two heads differ, '' for none. What one of them does not know (an older milr
+    wrote it) is no difference."""
+    for key, value in other.items():
+        known = head.get(key, value)
+        if isinstance(known, Mapping) and isinstance(value, Mapping):  # contents of critics, by critic
+            if any(known[name] != value[name] for name in known.keys() & value.keys()):
+                return key
+        elif known != value:
+            return key
+    return ""
+
+
+def _completed(head: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """What a head takes over from another one that is no different: the contents of critics that it does not know."""
+    both = {key: (head[key], value) for key, value in other.items() if isinstance(head.get(key), Mapping)}
+    return {key: {**theirs, **mine} for key, (mine, theirs) in both.items()}
+
+
+def task_difference(tasks: Sequence[Task], others: Sequence[Task]) -> str:
+    """How two lists of tasks differ, in words; '' if they do not."""
+    if len(tasks) != len(others):
+        return f"another number of prompts ({len(tasks)}, not {len(others)})"
+    for task, other in zip(tasks, others, strict=True):
+        for what, old, new in (
+            ("id", task.id, other.id),
+            ("text", task.prompt, other.prompt),
+            ("category", task.category, other.category),
+        ):
+            if old != new:
+                return f"other prompts (the {what} of prompt '{task.id[:40]}' was {_short(old)}, not {_short(new)})"
+        was, now = _as_read(task.metadata), _as_read(other.metadata)
+        name = next((key for key in sorted({*was, *now}) if was.get(key) != now.get(key)), None)
+        if name is not None:
+            return (
+                f"other {name[:40]} for prompt '{task.id[:40]}' ({_short(was.get(name))}, not {_short(now.get(name))})"
+            )
+    return ""
+
+
+def _as_read(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(json.dumps(metadata))  # tuples come back as lists
+    return found
+
+
+def _in_words(differs: str, head: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+    if differs == "contents":
+        name = next(name for name, value in other[differs].items() if head[differs].get(name, value) != value)
+        return f"another '{name}': its files have changed since ({head[differs][name]}, not {other[differs][name]})"
+    return f"another {differs.replace('_', ' ')} ({_short(head.get(differs))}, not {_short(other[differs])})"
 
 
 # --- Reading, also while a run goes on ------------------------------------------------------------------------------
 
 
 def read_head(folder: Path) -> dict[str, Any]:
-    """What run.json says. Raises UserError where the folder is no run."""
+    """What run.json says. Raises UserError where the folder is no run, or its prompts are no longer those it began
+    with."""
+    head = _head_of(folder)
+    if "tasks" not in head:
+        return head
+    found = question_of(read_tasks(folder))
+    if difference(head, found):
+        raise UserError(
+            f"{folder / 'tasks.jsonl'} holds other prompts or checks than the run began with; restore it, or run the "
+            "run's command again."
+        )
+    return {**head, **found}
+
+
+def _head_of(folder: Path) -> dict[str, Any]:
     file = folder / "run.json"
     try:
         head = json.loads(file.read_text(encoding="utf-8"))
@@ -237,7 +384,10 @@ def read_head(folder: Path) -> dict[str, Any]:
 def read_tasks(folder: Path) -> list[Task]:
     """The prompts of a run."""
     with _open(folder / "tasks.jsonl") as stream:
-        return [Task(**json.loads(line)) for line in stream]
+        try:
+            return [Task(**json.loads(line)) for line in stream]
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{folder / 'tasks.jsonl'} holds something else than prompts; restore it.") from error
 
 
 def read_lines(folder: Path) -> Iterator[dict[str, Any]]:
@@ -280,6 +430,7 @@ def put_aside(folder: Path) -> Path | None:
     )
     try:
         shutil.move(folder, aside)
+        sync_folder(folder.parent)
     except OSError as error:
         raise UserError(f"Cannot rename {folder} ({error.strerror}); name another folder with --out.") from error
     return aside
@@ -312,28 +463,6 @@ def _lines(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 continue
             end += len(raw)
             yield end, line
-
-
-def _sync_folder(folder: Path) -> None:
-    """Renames in a folder are durable once the folder is."""
-    for path in (folder, folder.parent):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def _lock(descriptor: int, file: Path) -> None:
-    """One writer at a time; the system lets go of the lock when the process ends, however it ends."""
-    try:
-        import fcntl
-    except ImportError:  # Windows: no lock, and nobody should start two
-        return
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        raise UserError(f"Another run is writing {file}; wait for it, or name another folder.") from error
 
 
 def _short(value: object) -> str:

@@ -1,4 +1,4 @@
-"""The folder that one prompt's result goes into, and how files get there whole.
+"""The folder that one prompt's result goes into.
 
     image.png          the chosen draft; its text chunks say how it was made and that a model made it
     drafts/NN.png      every draft, written as it is scored
@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import os
 import re
 import tempfile
 import unicodedata
@@ -25,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL.PngImagePlugin import PngInfo
 
+from milr.disk import write_atomically
 from milr.drafts import Draft, UserError
 from milr.runs.page import render_page
 from milr.runs.record import dump
@@ -219,35 +219,6 @@ def png(image: Image, about: Mapping[str, Any], parameters: str = "", *, mark: b
     buffer = io.BytesIO()
     image.save(buffer, "PNG", pnginfo=info)
     return buffer.getvalue()
-
-
-def write_atomically(file: Path, content: bytes) -> None:
-    """Write under a temporary name beside `file`, then rename: under the final name it is whole or not there."""
-    temporary: str | None = None
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{file.name}.", suffix=".tmp", dir=file.parent)
-        with os.fdopen(descriptor, "wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, file)
-    except OSError as error:
-        raise UserError(
-            f"Cannot write {file} ({error.strerror}); finished files are kept, nothing is half written."
-        ) from error
-    finally:
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-
-
-def _umask() -> int:
-    # mkstemp makes files for their owner only; results get the permissions that a plain open() would give.
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask
 
 
 def _remove_old_result(path: Path) -> None:

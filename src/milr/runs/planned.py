@@ -87,14 +87,19 @@ class PlannedRun:
             **({} if max_abstain is None else {"max_abstain": max_abstain}), **(about or {}),
         }  # fmt: skip
 
-    def run(self, machine: Machine, tell: Callable[[Progress], None] | None = None) -> None:
+    def run(
+        self,
+        machine: Machine,
+        tell: Callable[[Progress], None] | None = None,
+        note: Callable[[str], None] = lambda text: None,
+    ) -> None:
         """Load the model and do what the folder lacks (see `milr.runs.bench.bench`)."""
         from milr.runs.bench import bench
 
         with machine.executor_for(self.terms, self.folder) as executor:
             bench(
                 executor, self.tasks, self.folder, self.terms, methods=self.methods, baseline=self.baseline,
-                about=self.about, tell=tell,
+                about=self.about, tell=tell, note=note,
             )  # fmt: skip
 
 

@@ -211,6 +211,7 @@ def _score(score: Score) -> dict[str, Any]:
     return {
         "value": score.value,
         "reason": score.reason,
+        "outage": score.outage,
         "checks": [
             {
                 "text": check.text,
@@ -263,6 +264,8 @@ def draft_from_json(raw: Any, image: Image) -> Draft:
                 None if score.get("value") is None else _number(score, "value"),
                 tuple(_check_of(found) for found in _get(score, "checks", list)),
                 _get(score, "reason", str),
+                # Older records do not say whether an abstention was one: then the critic is asked again.
+                bool(score.get("outage", score.get("value") is None)),
             ),
         )
     except (_Unreadable, TypeError, ValueError, AttributeError) as error:

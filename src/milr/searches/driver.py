@@ -15,22 +15,20 @@ import json
 import math
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass, replace
-from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack
+from typing import Any, TypedDict, TypeVar, Unpack
 
 import numpy as np
 
 from milr.backbones.base import Backbone
 from milr.critics.base import Critic, judge
-from milr.drafts import Draft, Drawn, Order, Score, Task, Trajectory, UserError
-from milr.searches.base import Problem, Search
-
-if TYPE_CHECKING:
-    pass
+from milr.drafts import Draft, Drawn, Forced, Order, Score, Task, Trajectory, UserError
+from milr.searches.base import Problem, Search, whole_text
 
 Settings = TypeVar("Settings")
 
 MAX_BUDGET = 100_000
 ABSTENTIONS_IN_A_ROW = 10  # then the critic is taken to be out of order, and the search ends with its reason
+UNJUDGED = Score(None, reason="no critic has seen it yet", outage=True)  # the score of a draft that was just drawn
 
 Key = tuple[str, int]  # task id, seed index: names one search within a run
 
@@ -50,7 +48,8 @@ class Started:
 @dataclass(frozen=True)
 class DraftScored:
     """A draft is drawn and scored. `best` is the number of the best draft so far, `best_reward` its reward
-    (None: all abstained). `recorded` drafts came in through `resume` and need no second journal line."""
+    (None: all abstained). `recorded` drafts came in through `resume` and need no second journal line. A draft whose
+    score is an outage may come once more when its critic can be asked: it is the same picture, judged."""
 
     task: Task
     seed_index: int
@@ -108,12 +107,27 @@ def _hash64(*parts: str | int) -> int:
 
 
 @dataclass(frozen=True)
+class Ended:
+    """How a search ended that only lacks verdicts of held-out critics; `judged` are those whose verdict is there."""
+
+    best: int
+    stopped: str
+    notes: tuple[str, ...] = ()
+    judged: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Job:
-    """One search to do: its task and seed index, and its drafts that are already drawn and scored."""
+    """One search to do: its task and seed index, and its drafts that are already drawn and scored.
+
+    A recorded draft whose score is an outage is judged before the search goes on. `ended`: the search itself is done,
+    the recorded drafts are all of it.
+    """
 
     task: Task
     seed_index: int = 0
     recorded: Sequence[Draft] = ()
+    ended: Ended | None = None
 
 
 class Options(TypedDict, total=False):
@@ -156,8 +170,8 @@ def drive(
     Args:
         search, settings: the strategy.
         resume: drafts already drawn and scored, by (task id, seed index). They are fed to the strategy first;
-            as long as it asks for them again they cost nothing. Where it asks for something else they are
-            dropped, and a note in the trajectory says so.
+            as long as it asks for them again nothing is drawn and nothing charged. Where it asks for something else
+            they are dropped, and a note in the trajectory says so.
         skip: searches, by (task id, seed index), that are left out.
         options: see `Options`.
     Raises UserError for arguments out of range, and Interrupted (a KeyboardInterrupt) on Ctrl-C.
@@ -235,19 +249,27 @@ def drive_jobs(
             text_end=backbone.text_end(),
             grid=backbone.info.grid,
         )
-        return Lane(search(problem, settings), task, seed, seed_index, budget, threshold, job.recorded, tell)
+        return Lane(search(problem, settings), job, seed, budget, threshold, problem.text_end, tell)
 
     def end(lanes: Sequence[Lane], *, judge_held_out: bool = True) -> list[Trajectory]:
         # The returned draft and the first one of each lane; where they are the same it is judged once.
-        asked = [(lane, number) for lane in lanes for number in sorted({lane.best} | ({0} if judge_first else set()))]
-        images = [lane.drafts[number].drawn.image for lane, number in asked]
         scores: dict[tuple[str, int, int], Score] = {}
-        for other in held_out if judge_held_out and lanes else ():
+        for other in held_out if judge_held_out else ():
+            asked = [
+                (lane, number)
+                for lane in lanes
+                if other.name not in lane.judged
+                for number in sorted({lane.best} | ({0} if judge_first else set()))
+            ]
+            images = [lane.drafts[number].drawn.image for lane, number in asked]
             found = judge(other, images, [lane.task for lane, _ in asked])
-            scores.update(
-                {(other.name, id(lane), number): score for (lane, number), score in zip(asked, found, strict=True)}
-            )
-        names = [other.name for other in held_out] if scores else []
+            scores |= {
+                (other.name, id(lane), number): score for (lane, number), score in zip(asked, found, strict=True)
+            }
+
+        def verdicts(lane: Lane, number: int) -> dict[str, Score]:
+            return {other.name: scores[key] for other in held_out if (key := (other.name, id(lane), number)) in scores}
+
         return [
             Trajectory(
                 task=lane.task,
@@ -260,8 +282,8 @@ def drive_jobs(
                 drafts=tuple(lane.drafts),
                 best=lane.best,
                 stopped=lane.stopped,
-                held_out={name: scores[name, id(lane), lane.best] for name in names},
-                held_out_first={name: scores[name, id(lane), 0] for name in names} if judge_first else {},
+                held_out=verdicts(lane, lane.best),
+                held_out_first=verdicts(lane, 0) if judge_first else {},
                 notes=tuple(lane.notes),
             )
             for lane in lanes
@@ -276,8 +298,7 @@ def drive_jobs(
                 lanes[-1].feed_records()
             if not lanes:
                 return
-            active = [lane for lane in lanes if not lane.stopped]
-            _play_round(backbone, critic, active)
+            _play_round(backbone, critic, [lane for lane in lanes if not lane.stopped], tell)
             tell(RoundEnded())
             ended = [lane for lane in lanes if lane.stopped]
             for lane, trajectory in zip(ended, end(ended), strict=True):
@@ -297,22 +318,31 @@ def drive_jobs(
             lane.asks.close()
 
 
-def _play_round(backbone: Backbone, critic: Critic, lanes: Sequence[Lane]) -> None:
+def _play_round(backbone: Backbone, critic: Critic, lanes: Sequence[Lane], tell: Callable[[Event], None]) -> None:
     """Draw and score what each lane asks for next."""
-    if not lanes:
-        return
-    drawings = backbone.draw([lane.order for lane in lanes])
-    if len(drawings) != len(lanes):
-        raise RuntimeError(f"the backbone drew {len(drawings)} images for {len(lanes)} orders")
-    recorded = [lane.keep_if_recorded(drawn) for lane, drawn in zip(lanes, drawings, strict=True)]
-    fresh = [(lane, drawn) for lane, drawn, old in zip(lanes, drawings, recorded, strict=True) if not old]
-    scores = judge(critic, [drawn.image for _, drawn in fresh], [lane.task for lane, _ in fresh])
-    for (lane, drawn), score in zip(fresh, scores, strict=True):
-        order = lane.order
-        lane.keep(Draft(len(lane.drafts), ask=order.ask, stream=order.stream, drawn=drawn, score=score))
+    drawing = [lane for lane in lanes if lane.needs_the_model]
+    drawings = backbone.draw([lane.order for lane in drawing]) if drawing else []
+    if len(drawings) != len(drawing):
+        raise RuntimeError(f"the backbone drew {len(drawings)} images for {len(drawing)} orders")
+    drawn = dict(zip(map(id, drawing), drawings, strict=True))
+    taken = [(lane, lane.take(drawn.get(id(lane)))) for lane in lanes]
+    drafts = [(lane, draft) for lane, draft in taken if draft is not None]
+    asked = [(lane, draft) for lane, draft in drafts if draft.score.outage]
+    try:
+        found = judge(critic, [draft.drawn.image for _, draft in asked], [lane.task for lane, _ in asked])
+    except UserError as error:
+        # The pictures are there, so they are kept: they are judged, not drawn again, when the user has seen to it.
+        for lane, draft in asked:
+            if draft.score is UNJUDGED:  # else it is on record as it is
+                lane.tell_scored(replace(draft, score=replace(UNJUDGED, reason=str(error))), recorded=False)
+        tell(RoundEnded())
+        raise
+    scores = {id(lane): score for (lane, _), score in zip(asked, found, strict=True)}
+    for lane, draft in drafts:
+        lane.keep(replace(draft, score=scores.get(id(lane), draft.score)))
     # All drafts of the round are kept before the first search goes on: Ctrl-C from here on loses none.
-    for lane, old in zip(lanes, recorded, strict=True):
-        lane.go_on(recorded=old)
+    for lane, _ in drafts:
+        lane.go_on(recorded=id(lane) not in scores)
         lane.feed_records()
 
 
@@ -322,27 +352,65 @@ class Lane:
     def __init__(
         self,
         asks: Search,
-        task: Task,
+        job: Job,
         seed: int,
-        seed_index: int,
         budget: int,
         threshold: float,
-        recorded: Sequence[Draft],
+        text_end: int,
         tell: Callable[[Event], None],
     ) -> None:
-        self.asks, self.task, self.seed, self.seed_index = asks, task, seed, seed_index
-        self.budget, self.threshold, self.recorded, self.tell = budget, threshold, list(recorded), tell
+        self.asks, self.task, self.seed, self.seed_index = asks, job.task, seed, job.seed_index
+        self.budget, self.threshold, self.text_end, self.tell = budget, threshold, text_end, tell
+        self.recorded = list(job.recorded)
         self.drafts: list[Draft] = []
         self.notes: list[str] = []
         self.stopped = ""
         self.best = 0
+        self.judged: tuple[str, ...] = ()  # held-out critics whose verdicts are known
         self.ask = next(asks)  # a search that asks for nothing at all is a bug: StopIteration becomes RuntimeError
+        if job.ended is not None:
+            self.drafts, self.recorded = self.recorded, []
+            self.best, self.stopped, self.judged = job.ended.best, job.ended.stopped, job.ended.judged
+            self.notes = list(job.ended.notes)
+
+    @property
+    def needs_the_model(self) -> bool:
+        """Whether the next draft must be drawn, or is on record and lacks the latents that the search asks for."""
+        return not self.recorded or (self._wants_latents and self.recorded[0].drawn.latents is None)
 
     @property
     def order(self) -> Order:
-        """What the search wants drawn next."""
-        stream = draft_stream(self.seed, self.task.id, self.seed_index, len(self.drafts))
-        return Order(prompt=self.task.prompt, ask=self.ask, stream=stream)
+        """What the search wants drawn next. Of a draft on record only the latents are wanted: its tokens are forced, so
+        the model reads them in one pass and samples nothing, and no rounding can turn it into another draft."""
+        ask = self.ask
+        if self.recorded:
+            drawn = self.recorded[0].drawn
+            text = Forced(whole_text(drawn, self.text_end))
+            ask = replace(ask, text=text, image=Forced(drawn.image_tokens, free=frozenset()))
+        return Order(prompt=self.task.prompt, ask=ask, stream=self._stream)
+
+    @property
+    def _stream(self) -> int:
+        return draft_stream(self.seed, self.task.id, self.seed_index, len(self.drafts))
+
+    @property
+    def _wants_latents(self) -> bool:
+        return self.ask.text_ratio > 0 or self.ask.image_ratio > 0
+
+    def take(self, drawn: Drawn | None) -> Draft | None:
+        """The next draft, out of what the model gave (None: it was not needed). None if the model does not give back
+        the tokens on record: then it is drawn afresh in the next round."""
+        if not self.recorded:
+            assert drawn is not None, "there is nothing on record"
+            return Draft(len(self.drafts), ask=self.ask, stream=self._stream, drawn=drawn, score=UNJUDGED)
+        draft = self.recorded[0]
+        if drawn is not None:
+            if (draft.drawn.text_tokens, draft.drawn.image_tokens) != (drawn.text_tokens, drawn.image_tokens):
+                self._drop_records(f"The model does not give back the tokens of draft {draft.number} on record")
+                return None
+            draft = replace(draft, drawn=replace(draft.drawn, latents=drawn.latents))
+        del self.recorded[0]
+        return replace(draft, ask=self.ask)  # the same but for its note, which may know more by now
 
     def keep(self, draft: Draft) -> None:
         """Add a scored draft; the best is the earliest of highest reward."""
@@ -380,31 +448,27 @@ class Lane:
             if all(kept.reward is None for kept in self.drafts):
                 why = self.drafts[self.best].score.reason
                 self.notes.append(f"No draft could be scored ({why}); draft {self.best} is kept unjudged.")
-        best_reward = self.drafts[self.best].reward
-        self.tell(DraftScored(self.task, self.seed_index, draft, self.best, best_reward, self.budget, recorded))
+        self.tell_scored(draft, recorded=recorded)
+
+    def tell_scored(self, draft: Draft, *, recorded: bool) -> None:
+        best_reward = self.drafts[self.best].reward if self.drafts else None
+        self.tell(
+            DraftScored(
+                self.task, self.seed_index, draft.without_latents(), self.best, best_reward, self.budget, recorded
+            )
+        )
 
     def feed_records(self) -> None:
-        """Take recorded drafts as long as the search asks for them and needs nothing that they lack."""
+        """Take recorded drafts as long as the search asks for them and they lack neither latents nor a verdict."""
         while self.recorded and not self.stopped:
-            draft, order = self.recorded[0], self.order
-            if (draft.number, draft.ask, draft.stream) != (len(self.drafts), order.ask, order.stream):
+            draft = self.recorded[0]
+            if (draft.number, draft.ask, draft.stream) != (len(self.drafts), self.ask, self._stream):
                 self._drop_records(f"Draft {len(self.drafts)} on record was asked for differently")
-            elif draft.drawn.latents is None and (order.ask.text_ratio > 0 or order.ask.image_ratio > 0):
-                return  # latents are rarely kept on record: the next round draws them again
+            elif self.needs_the_model or draft.score.outage:
+                return  # latents are rarely kept on record: the next round brings both
             else:
                 self.keep(self.recorded.pop(0))
                 self.go_on(recorded=True)
-
-    def keep_if_recorded(self, drawn: Drawn) -> bool:
-        """For a draft drawn again to get its latents: keep the recorded score if the tokens are the same."""
-        if not self.recorded:
-            return False
-        draft = self.recorded[0]
-        if (draft.drawn.text_tokens, draft.drawn.image_tokens) != (drawn.text_tokens, drawn.image_tokens):
-            self._drop_records(f"Draft {draft.number} on record has other tokens than the model draws now")
-            return False
-        self.keep(replace(self.recorded.pop(0), drawn=drawn))
-        return True
 
     def _drop_records(self, why: str) -> None:
         after = len(self.recorded) - 1

@@ -20,7 +20,6 @@ import math
 import os
 import random
 import re
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -33,6 +32,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 from milr.critics.base import NOWHERE, Place
+from milr.disk import sync_folder, write_whole
 from milr.drafts import UserError
 from milr.registry import shorten
 from milr.settings import check, setting
@@ -462,12 +462,8 @@ class Chat:
             self._kept[name] = reply
             return
         try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile("w", dir=file.parent, suffix=".part", delete=False) as part:
-                json.dump({"text": reply.text, "first": reply.first}, part)
-                part.flush()
-                os.fsync(part.fileno())
-            os.replace(part.name, file)
+            for folder in write_whole(file, json.dumps({"text": reply.text, "first": reply.first}).encode()):
+                sync_folder(folder)
         except OSError as error:
             raise UserError(f"Cannot keep the judge's reply in {file.parent} ({error.strerror}); make room.") from error
 
