@@ -1,11 +1,14 @@
 """Where the files of a published model are, and which device and number format to use.
 
 Files come from the Hugging Face hub's cache, are fetched there if need be, and are read as safetensors and JSON only:
-no pickle, no code of a repository.
+no pickle, no code of a repository. A repository is named owner/name, or owner/name@REVISION (a commit, tag or branch);
+without one the commit stays what it was when it was fetched first, whatever is uploaded under the name later.
 """
 
 from __future__ import annotations
 
+import hashlib
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,18 +43,89 @@ def fetch(repository: str, patterns: Sequence[str] = FILES, ignore: Sequence[str
 
 
 def is_repository(name: str) -> bool:
-    """Whether this reads like owner/name on the hub."""
-    return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", name) is not None
+    """Whether this reads like owner/name or owner/name@REVISION on the hub."""
+    return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w.-]+(/[\w.-]+)*)?", name) is not None
 
 
-def cached(repository: str) -> str | None:
-    """The folder of a repository's newest snapshot in the cache if its weights are there, else None. No network."""
-    from huggingface_hub import constants
+def split_revision(name: str) -> tuple[str, str | None]:
+    """owner/name and the revision after an @, None where there is none."""
+    repository, _, revision = name.partition("@")
+    return repository, revision or None
 
-    folder = Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}" / "snapshots"
-    snapshots = sorted(folder.glob("*"), key=lambda path: path.stat().st_mtime) if folder.is_dir() else []
+
+def cached(name: str) -> str | None:
+    """The folder of a repository's snapshot in the cache if its weights are there, else None. No network."""
+    repository, revision = split_revision(name)
+    if revision is not None or cached_commit(name) is not None:
+        commit = cached_commit(name)
+        snapshots = [] if commit is None else [_cache_of(repository) / "snapshots" / commit]
+    else:
+        folder = _cache_of(repository) / "snapshots"
+        snapshots = sorted(folder.glob("*"), key=lambda path: path.stat().st_mtime) if folder.is_dir() else []
     complete = [path for path in snapshots if any(path.glob("*.safetensors"))]
     return str(complete[-1]) if complete else None
+
+
+def cached_commit(name: str) -> str | None:
+    """The commit that the cache holds for a name (of `main` where it names no revision), None where it holds none."""
+    repository, revision = split_revision(name)
+    if revision is not None and re.fullmatch(r"[0-9a-f]{40}", revision):
+        return revision if (_cache_of(repository) / "snapshots" / revision).is_dir() else None
+    try:
+        said = (_cache_of(repository) / "refs" / (revision or "main")).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        return None
+    return said if re.fullmatch(r"[0-9a-f]{40}", said) else None
+
+
+def commit_of(name: str) -> str:
+    """The commit that a hub id means here: the cache's, else what the hub says; '' where neither tells."""
+    if (commit := cached_commit(name)) is not None:
+        return commit
+    repository, revision = split_revision(name)
+    if revision is not None and re.fullmatch(r"[0-9a-f]{40}", revision):
+        return revision
+    try:
+        from huggingface_hub import HfApi
+
+        return HfApi().model_info(repository, revision=revision, timeout=20).sha or ""
+    except Exception:  # no network, no such model, a proxy: `fetch` says so, with what to do
+        return ""
+
+
+def content_of(name_or_dir: str) -> str:
+    """What a model's name stands for, in a word that changes with it: the commit of a hub id, a hash of a folder's
+    files; '' where nobody here can tell."""
+    if os.path.isdir(name_or_dir):
+        return f"folder {_folder_hash(Path(name_or_dir))}"
+    commit = commit_of(name_or_dir) if is_repository(name_or_dir) else ""
+    return f"commit {commit}" if commit else ""
+
+
+SAMPLES, SAMPLE = 64, 2**16  # of a large file: so many pieces of so many bytes, evenly spread
+
+
+def _folder_hash(folder: Path) -> str:
+    """Of names, sizes and contents of the files that a model is read from. Of a large file its beginning (the names and
+    shapes of the tensors), its end and samples between: other weights differ nearly everywhere."""
+    digest = hashlib.sha256()
+    for file in sorted({file for pattern in FILES for file in folder.glob(pattern) if file.is_file()}):
+        size = file.stat().st_size
+        digest.update(f"{file.name} {size}\n".encode())
+        with file.open("rb") as stream:
+            if size <= SAMPLES * SAMPLE:
+                digest.update(stream.read())
+                continue
+            for number in range(SAMPLES):
+                stream.seek((size - SAMPLE) * number // (SAMPLES - 1))
+                digest.update(stream.read(SAMPLE))
+    return digest.hexdigest()[:16]
+
+
+def _cache_of(repository: str) -> Path:
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
 
 
 def device_of(device: str) -> torch.device:

@@ -1,6 +1,7 @@
 import pytest
+from safetensors.torch import load_file, save_file
 
-from milr.critics import mix, naming
+from milr.critics import judge, learned, mix, naming
 from milr.critics.base import Place
 from milr.drafts import Check, Score, Task, UserError
 
@@ -106,3 +107,60 @@ def test_the_models_of_a_mix_are_those_of_its_parts():
     clip = naming.models_of("clip")
     assert clip
     assert naming.models_of("mix:0.5*scene+0.5*clip") == clip
+
+
+# --- what lies outside a name -----------------------------------------------------------------------------------
+
+
+def test_the_content_of_a_critic_is_what_its_name_does_not_say(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rubric, folder = tmp_path / "my.md", tmp_path / "clip"
+    rubric.write_bytes((judge.FOLDER / "general.md").read_bytes())
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(bytes(10_000_000))
+    (tmp_path / "head.safetensors").write_bytes(learned.shipped_head().read_bytes())
+    names = ("judge:./my.md", "learned:head.safetensors", "clip,model=clip")
+    mixed = "mix:min(scene,[{}])"
+    before = {name: naming.content_of(name) for one in names for name in (one, mixed.format(one))}
+    assert all(before.values())
+    assert before == {name: naming.content_of(name) for name in before}
+    rubric.write_text(rubric.read_text().replace("weight: 0.3", "weight: 0.4"))
+    head = load_file(tmp_path / "head.safetensors")
+    save_file(head | {"bias": head["bias"] + 1}, tmp_path / "head.safetensors")
+    weights = bytearray(10_000_000)
+    weights[5_000_000 : 5_000_000 + 200_000] = b"\1" * 200_000  # other numbers, the size as it was
+    (folder / "model.safetensors").write_bytes(weights)
+    after = {name: naming.content_of(name) for name in before}
+    assert not set(before.values()) & set(after.values())
+
+
+@pytest.mark.parametrize(
+    "name", ["scene", "noise", "self", "mix:0.5*scene+0.5*self", "http://127.0.0.1:9", "vqa-score,model=backbone"]
+)
+def test_a_name_that_says_all_has_no_content(name):
+    assert naming.content_of(name) == ""
+
+
+def test_the_content_of_a_hub_id_is_its_commit(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    home = tmp_path / "models--openai--clip-vit-large-patch14"
+    (home / "refs").mkdir(parents=True)
+
+    def fetched(commit):
+        (home / "refs" / "main").write_text(commit)
+        (home / "snapshots" / commit).mkdir(parents=True)
+        return naming.content_of("clip")
+
+    first, second = fetched("a" * 40), fetched("b" * 40)  # somebody uploaded it anew
+    assert first
+    assert second not in ("", first)
+    pinned = f"clip,model=openai/clip-vit-large-patch14@{'a' * 40}"
+    assert naming.content_of(pinned) not in ("", second)
+    assert naming.models_of(pinned) == {f"openai/clip-vit-large-patch14@{'a' * 40}": 1_710_540_580}
+
+
+def test_the_content_of_a_wrong_name_is_an_error_and_not_nothing(tmp_path):
+    for name in ("clpi", f"judge:{tmp_path}/none.md", f"learned:{tmp_path}/none.safetensors"):
+        with pytest.raises(UserError):
+            naming.content_of(name)

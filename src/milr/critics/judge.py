@@ -218,6 +218,12 @@ class Judge:
         return [found.get(index, f"no valid verdict in {TRIES} replies: {faults[index]}") for index in faults]
 
 
+def content(settings: JudgeSettings) -> Mapping[str, str]:
+    """The rubric's text, also of one that comes with milr: another version may have other words."""
+    rubric = read_rubric(settings.rubric)
+    return {"rubric": hashlib.sha256(repr(rubric).encode()).hexdigest()}
+
+
 def make(backbone: Backbone | None, settings: JudgeSettings) -> Critic:
     """The judge of these settings. Connects only when it is asked."""
     return Judge(settings)

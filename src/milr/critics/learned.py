@@ -9,8 +9,9 @@ comes with milr is for the embedded model; `learned:FILE` takes another one, for
 
 from __future__ import annotations
 
+import hashlib
 import importlib.resources
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -56,9 +57,17 @@ class LearnedCritic:
         return [Score(float(chance)) for chance in chances]
 
 
+def content(settings: Learned) -> Mapping[str, str]:
+    """The head's numbers, also of the one that comes with milr: it may be fitted anew."""
+    try:
+        return {"head": hashlib.sha256(_file(settings).read_bytes()).hexdigest()}
+    except OSError as error:
+        raise UserError(f"Cannot read the head {_file(settings)} ({error.strerror}).") from error
+
+
 def make(backbone: Backbone, settings: Learned) -> Critic:
     """The critic. Raises UserError where the head is not there or not for this model."""
-    weight, bias = read_head(Path(settings.head) if settings.head else shipped_head())
+    weight, bias = read_head(_file(settings))
     if len(weight) != backbone.info.hidden_size:
         raise UserError(
             f"The head of '{NAME}' reads states of {len(weight)} numbers, those of {backbone.info.name} have "
@@ -66,6 +75,10 @@ def make(backbone: Backbone, settings: Learned) -> Critic:
             f"{NAME}:FILE."
         )
     return LearnedCritic(backbone, weight, bias)
+
+
+def _file(settings: Learned) -> Path:
+    return Path(settings.head) if settings.head else shipped_head()
 
 
 def shipped_head() -> Path:

@@ -11,12 +11,14 @@ that a user must not see in a result belong into environment variables, which se
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from milr import registry
+from milr import hub, registry
 from milr.critics.base import NOWHERE, Critic, Place
 from milr.drafts import UserError
 
@@ -109,6 +111,30 @@ def models_of(critic: str | Named) -> Mapping[str, int]:
     for one in module.components(settings) if hasattr(module, "components") else ():
         found.update(models_of(one))
     return found
+
+
+def content_of(critic: str | Named) -> str:
+    """A short hash of what lies outside a critic's name and decides its verdicts: a rubric's text, a head's numbers, a
+    folder's weights, the commit of a hub repository, the version of another package; of a mix, that of its parts.
+
+    '' where the name says all, or nobody here can know (what answers at an address, what the drawing model is).
+    Loads no model. Raises UserError for a wrong name, and for a file that cannot be read.
+    """
+    found = _outside(find(critic) if isinstance(critic, str) else critic)
+    return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()[:16] if found else ""
+
+
+def _outside(named: Named) -> dict[str, str]:
+    """What `content_of` hashes, by what it is."""
+    module, settings = registry.load(named.part), settings_of(named)
+    found = dict(module.content(settings)) if hasattr(module, "content") else {}
+    if hasattr(settings, "models"):
+        found |= {name: hub.content_of(name) for name in settings.models(getattr(module, "MODELS", {}))}
+    if named.part.entry_point is not None and (dist := named.part.entry_point.dist) is not None:
+        found[named.part.origin] = dist.version
+    for one in module.components(settings) if hasattr(module, "components") else ():
+        found[one] = content_of(one)
+    return {what: content for what, content in found.items() if content}
 
 
 def split_outside_brackets(text: str, sign: str) -> list[str]:

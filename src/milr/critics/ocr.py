@@ -260,6 +260,14 @@ def _shipped_models() -> dict[str, str]:
     return found
 
 
+def content(settings: Ocr) -> Mapping[str, str]:
+    """The version of the reader, whose models come with it."""
+    try:
+        return {"rapidocr": importlib.metadata.version("rapidocr")}
+    except importlib.metadata.PackageNotFoundError:  # `make` says so
+        return {}
+
+
 def make(backbone: Backbone, settings: Ocr) -> Critic:
     """The critic; it looks at pixels alone, whatever model drew them."""
     return OcrCritic(settings)

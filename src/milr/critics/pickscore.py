@@ -9,10 +9,11 @@ With `width` 1 the score is therefore a chance: that this picture is picked over
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from milr import hub
 from milr.critics.base import Critic
 from milr.critics.clip import Clip
 from milr.critics.local.models import ModelSettings
@@ -60,6 +61,11 @@ class PickScoreCritic:
 def chance(pickscore: float, centre: float, width: float) -> float:
     """The logistic, without overflow at either end."""
     return 0.5 * (1 + math.tanh((pickscore - centre) / (2 * width)))
+
+
+def content(settings: PickScoreSettings) -> Mapping[str, str]:
+    """Tokenizer and picture sizes, which do not lie beside the weights."""
+    return {settings.processor: hub.content_of(settings.processor)}
 
 
 def make(backbone: Backbone | None, settings: PickScoreSettings) -> Critic:

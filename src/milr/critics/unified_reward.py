@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from milr.critics.base import Critic, Place
-from milr.critics.local.models import ModelSettings, downloads
+from milr.critics.local.models import ModelSettings
 from milr.critics.remote.chat import Chat, ChatSettings, Question
 from milr.drafts import Check, Score, Task
 from milr.registry import shorten
@@ -89,9 +89,9 @@ class UnifiedRewardSettings(ModelSettings, ChatSettings):
         """The model that is meant: a user's own, else the published one of the version."""
         return self.model or PUBLISHED[self.version]
 
-    def loads(self, published: Mapping[str, int]) -> Mapping[str, int]:
-        """Nothing where a server does the work."""
-        return {} if self.url else downloads([self.named], published)
+    def models(self, published: Mapping[str, int]) -> Sequence[str]:
+        """None where a server does the work."""
+        return [] if self.url else [self.named]
 
 
 class UnifiedRewardCritic:

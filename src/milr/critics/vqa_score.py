@@ -63,9 +63,9 @@ class VqaSettings(ModelSettings, ChatSettings):
     def asks_backbone(self) -> bool:
         return self.model == BACKBONE
 
-    def loads(self, published: Mapping[str, int]) -> Mapping[str, int]:
-        """Nothing where a server does the work."""
-        return {} if self.url else super().loads(published)
+    def models(self, published: Mapping[str, int]) -> Sequence[str]:
+        """None where a server or the drawing model does the work."""
+        return [] if self.url or self.asks_backbone else super().models(published)
 
 
 class VqaCritic:

@@ -43,11 +43,14 @@ class ModelSettings:
         if self.dtype not in ("auto", *hub.DTYPES):
             raise UserError(f"Unknown dtype '{shorten(self.dtype)}'; use auto, {', '.join(hub.DTYPES)}.")
 
+    def models(self, published: Mapping[str, int]) -> Sequence[str]:
+        """Hub ids and folders of the models that these settings load: a critic's MODELS, or what a user put in their
+        place."""
+        return [str(getattr(self, item.name)) for item in fields(self) if item.default in published]
+
     def loads(self, published: Mapping[str, int]) -> Mapping[str, int]:
-        """Which of a critic's MODELS these settings load, with their bytes, or what a user put in their place."""
-        return downloads(
-            [str(getattr(self, item.name)) for item in fields(self) if item.default in published], published
-        )
+        """Those of them that come from the hub, with the bytes of their weights."""
+        return downloads(self.models(published), published)
 
     def target(self) -> tuple[torch.device, torch.dtype]:
         """Device and number format that these settings mean here. Raises UserError; ask before anything is fetched."""
@@ -58,7 +61,11 @@ class ModelSettings:
 
 def downloads(models: Sequence[str], published: Mapping[str, int]) -> dict[str, int]:
     """Those that are hub repositories, not folders, with the bytes of their weights (0: nobody here knows)."""
-    return {name: published.get(name, 0) for name in models if hub.is_repository(name) and not os.path.isdir(name)}
+    return {
+        name: published.get(hub.split_revision(name)[0], 0)
+        for name in models
+        if hub.is_repository(name) and not os.path.isdir(name)
+    }
 
 
 def folder_of(name_or_dir: str) -> str:
