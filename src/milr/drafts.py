@@ -171,12 +171,14 @@ class Score:
     """What a critic says of one image: a value in [0, 1] (1 = satisfied), or None when it abstains.
 
     Abstaining is never 0: `reason` says why. `checks` is optional detail; a critic that only has a number leaves
-    it empty.
+    it empty. `outage`: it abstained because it could not be asked (no connection, a server that fails, a timeout, a
+    rate limit), so the same picture may well be judged later; all other abstentions are about the picture or the task.
     """
 
     value: float | None
     checks: tuple[Check, ...] = ()
     reason: str = ""
+    outage: bool = False
 
     @property
     def abstained(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -20,9 +21,10 @@ ROUNDING = 1e-6  # a reward may leave [0, 1] by this much (float32 averages do)
 class Critic(Protocol):
     """How well does each image show its prompt? Scores lie in [0, 1], higher is better.
 
-    A critic that cannot judge (no network, unreadable verdict) abstains with the reason: a low score would be a
-    lie that the search then learns from. It raises UserError only where the user must act before anything can go on
-    (a wrong key, a spent budget): that ends the work, what is on record stays, and the same command goes on later.
+    A critic that cannot judge (unreadable verdict, nothing to look for) abstains with the reason: a low score would be
+    a lie that the search then learns from. Where it could not be asked at all it says so (`Score.outage`). It raises
+    UserError only where the user must act before anything can go on (a wrong key, a spent budget): that ends the work,
+    what is on record stays, and the same command goes on later. docs/critics.md has the whole table.
 
     Two more methods may be there: `why_not(prompt)` says why it can say nothing of a prompt (else None), and
     `settle(place)` is called once before the first score.
@@ -55,8 +57,28 @@ def judge(critic: Critic, images: Sequence[Image], tasks: Sequence[Task]) -> lis
     reason.
 
     When a whole batch fails, each image is tried alone, so that one bad image does not cost its neighbours
-    their score (and a draft's score does not depend on its batch).
+    their score (and a draft's score does not depend on its batch). Where not one image could be judged because the
+    critic could not be asked (`Score.outage`), going on would write its outage down as the verdict of search after
+    search: UserError, at once. An outage among other scores is an abstention, marked as one.
     """
+    scores = _scores(critic, images, tasks)
+    if scores and all(score.outage for score in scores):
+        raise UserError(
+            f"The critic '{critic.name}' cannot be asked any more ({scores[0].reason}); see to it and run the same "
+            "command again: it goes on where it stopped."
+        )
+    return scores
+
+
+def mean(values: Sequence[float], weights: Sequence[float] | None = None) -> float:
+    """The weighted mean, rounded once: of equal values it is that value, so all ones are 1 and a search can stop."""
+    shares = [Fraction(weight) for weight in weights or (1.0,) * len(values)]
+    total = sum(shares)
+    return float(sum(share * Fraction(value) for share, value in zip(shares, values, strict=True)) / total)
+
+
+def _scores(critic: Critic, images: Sequence[Image], tasks: Sequence[Task]) -> list[Score]:
+    """What `judge` says of single images."""
     if not images:
         return []
     try:
@@ -66,8 +88,9 @@ def judge(critic: Critic, images: Sequence[Image], tasks: Sequence[Task]) -> lis
     except Exception as error:  # foreign code: whatever goes wrong in it is an abstention
         if len(images) > 1:
             pairs = zip(images, tasks, strict=True)
-            return [judge(critic, [image], [task])[0] for image, task in pairs]
-        return [Score(None, reason=f"critic '{critic.name}' failed: {type(error).__name__}: {error}")]
+            return [_scores(critic, [image], [task])[0] for image, task in pairs]
+        reason = f"critic '{critic.name}' failed: {type(error).__name__}: {error}"
+        return [Score(None, reason=reason, outage=isinstance(error, (ConnectionError, TimeoutError)))]
     if not isinstance(scores, Sequence) or len(scores) != len(images):
         given = len(scores) if isinstance(scores, Sequence) else f"{scores!r} as"
         raise UserError(
@@ -82,7 +105,8 @@ def _sound(score: object, critic_name: str) -> Score:
     if not isinstance(score, Score):
         return Score(None, reason=f"critic '{critic_name}' gave {score!r} instead of a Score")
     if score.value is None:
-        return Score(None, score.checks, score.reason or f"critic '{critic_name}' abstained without a reason")
+        reason = score.reason or f"critic '{critic_name}' abstained without a reason"
+        return Score(None, score.checks, reason, score.outage)
     try:
         value = float(score.value)  # also takes numpy and torch scalars
     except (TypeError, ValueError):

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
 
-from milr.critics.base import Critic, Place
+from milr.critics.base import Critic, Place, mean
 from milr.critics.remote.chat import LONGEST_REASON, Chat, ChatSettings, Question, as_data
 from milr.drafts import Check, Score, Task, UserError
 from milr.registry import did_you_mean, shorten
@@ -84,9 +84,8 @@ class Rubric:
 
     def value(self, marks: Mapping[str, float]) -> float:
         """The weighted mean of the marks, each brought to [0, 1]."""
-        total = sum(field.weight for field in self.fields)
-        parts = (field.weight * (marks[field.name] - field.low) / (field.high - field.low) for field in self.fields)
-        return sum(parts) / total
+        parts = [(marks[field.name] - field.low) / (field.high - field.low) for field in self.fields]
+        return mean(parts, [field.weight for field in self.fields])
 
 
 class Unreadable(ValueError):

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from milr.critics.base import Critic
+from milr.critics.base import Critic, mean
 from milr.critics.local.detectors import DetectorSettings, GroundingDino, NounDetector
 from milr.critics.local.vqa_models import Git, YesNo
 from milr.critics.rules import prompt_parts
@@ -128,13 +128,13 @@ def judged(
         values, checks = zip(*(_object(name, detections) for name in _counts(parts)), strict=True)
     coloured = any(thing.colours for thing in parts.things)
     detector_weight, vqa_weight = COLOUR_WEIGHTS if coloured else OTHER_WEIGHTS
-    detector, vqa = sum(values) / len(values), sum(answers) / len(answers)
+    detector, vqa = mean(values), mean(answers)
     said = f"understood: {parts}; detector {detector:.2f}, GIT {vqa:.2f}"
     passed_over = sorted({place.relation for place in parts.places if place not in places})
     if passed_over:
         said += f"; not judged: {', '.join(passed_over)}"
     return Score(
-        detector_weight * detector + vqa_weight * vqa,
+        mean((detector, vqa), (detector_weight, vqa_weight)),
         (*checks, *(_answer(*pair, detections) for pair in zip(parts.things, answers, strict=True))),
         said,
     )

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-from milr.critics.base import Critic, Place
+from milr.critics.base import Critic, Place, mean
 from milr.critics.local.models import ModelSettings
 from milr.critics.remote.chat import Chat, ChatSettings, Question
 from milr.drafts import Check, Score, Task
@@ -146,7 +146,7 @@ def read_aspects(text: str, aspect: str = "mean") -> Score:
         missing = ", ".join(name for name, grade in grades.items() if grade is None)
         return Score(None, reason=f"no grade from 1 to 5 for {missing} in the reply: {_end(text)}")
     said = ", ".join(f"{name} {grade:g}" for name, grade in zip(ASPECTS, known, strict=True))
-    grade = sum(known) / len(known) if aspect == "mean" else known[ASPECTS.index(aspect)]
+    grade = mean(known) if aspect == "mean" else known[ASPECTS.index(aspect)]
     return Score((grade - 1) / 4, reason=said)
 
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Literal
 
 from milr.critics import self_critic
 from milr.critics.base import Critic, Place
+from milr.critics.base import mean as mean_of
 from milr.critics.local.models import ModelSettings
 from milr.critics.remote.chat import Chat, ChatSettings
 from milr.drafts import Check, Score, Task, UserError
@@ -125,7 +126,7 @@ def combine(chances: Sequence[float], mean: str) -> float:
     if mean == "least":
         return min(chances)
     if mean == "arithmetic":
-        return math.fsum(chances) / len(chances)
+        return mean_of(chances)
     if min(chances) <= 0:
         return 0.0
     return math.exp(math.fsum(map(math.log, chances)) / len(chances))  # a product of many would underflow

@@ -219,6 +219,7 @@ def _score(score: Score) -> dict[str, Any]:
             }
             for check in score.checks
         ],
+        **({"outage": True} if score.outage else {}),
     }
 
 
@@ -263,6 +264,7 @@ def draft_from_json(raw: Any, image: Image) -> Draft:
                 None if score.get("value") is None else _number(score, "value"),
                 tuple(_check_of(found) for found in _get(score, "checks", list)),
                 _get(score, "reason", str),
+                score.get("outage") is True,  # records of before have none
             ),
         )
     except (_Unreadable, TypeError, ValueError, AttributeError) as error:
