@@ -9,12 +9,13 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from milr.drafts import Score, Task, UserError
+from milr.drafts import Check, Score, Task, UserError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 
+LEAST_SHARE = 0.05  # of the probability that yes and no must hold together; below, 19 of 20 answers begin otherwise
 ROUNDING = 1e-6  # a reward may leave [0, 1] by this much (float32 averages do)
 
 
@@ -47,6 +48,30 @@ class Place:
 
     folder: Path | None = None
     max_judge_cost: float | None = None
+
+
+class Outage(str):
+    """Why there is no score, where that is about the way to a critic and not about the picture: asked later, it may
+    well answer. A text like any other for whoever only shows it."""
+
+
+def abstain(reason: str, checks: tuple[Check, ...] = ()) -> Score:
+    """An abstention with its reason, marked as an outage where the reason is one."""
+    return Score(None, checks, str(reason), isinstance(reason, Outage))
+
+
+def yes_share(yes: float, no: float, least: float) -> tuple[float | None, str]:
+    """P(yes) against P(no) from what either holds of all probability, or None and why: where both together hold less
+    than `least`, the answer begins otherwise and their ratio is that of two accidents."""
+    held = yes + no
+    return believed(yes / held if held > 0 else 0.0, held, least)
+
+
+def believed(chance: float, held: float, least: float) -> tuple[float | None, str]:
+    """`yes_share` of P(yes) that is worked out already; `held` is what yes and no hold together."""
+    if not held >= least or held <= 0:
+        return None, f"yes and no hold {held:.1g} of the probability together, less than least_share={least:g}"
+    return chance, ""
 
 
 NOWHERE = Place()  # no folder, no limit
