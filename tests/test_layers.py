@@ -8,6 +8,7 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "milr"
 ORDER = (
     {"drafts", "statistics", "version"},
+    {"network"},
     {"settings", "hub", "disk"},
     {"backbones"},
     {"registry"},

@@ -128,6 +128,24 @@ def _cache_of(repository: str) -> Path:
     return Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
 
 
+def name_of(folder: str) -> str:
+    """How a model's folder is called in a sentence: owner/name for a snapshot in the hub's cache, else its own name."""
+    path = Path(folder)
+    repository = path.parent.parent.name
+    if path.parent.name == "snapshots" and repository.startswith("models--"):
+        return repository.removeprefix("models--").replace("--", "/")
+    return path.resolve().name
+
+
+def other_dtype(dtype: str, option: str) -> str:
+    """What to do about NaN, as the end of a sentence; `option` is how a dtype is given, '--dtype ' or 'dtype='."""
+    if dtype == "float16":
+        return f" in float16, whose range is small; use {option}bfloat16 or {option}float32"
+    if dtype == "float32":
+        return " even in float32: its weights are broken; fetch them again"
+    return f" in {dtype}; use {option}float32, and if that does not help, fetch its weights again"
+
+
 def device_of(device: str) -> torch.device:
     """auto, cpu, cuda or cuda:N as a device that is there. Raises UserError."""
     import torch

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -360,6 +361,42 @@ def test_a_description_ends_where_the_model_ends_it(tiny_backbone: JanusBackbone
     end = next(token for token in whole[2:] if token not in other)
     backbone.prompts.end = int(end)
     assert backbone.describe(images, questions, 12) == [" ".join(whole[: whole.index(end)]), " ".join(other)]
+
+
+@pytest.mark.parametrize(
+    ("part", "what"),
+    [
+        ("model.language_model.layers.1.mlp.down_proj.weight", "logits or latents"),
+        ("lm_head.weight", "logits or latents"),
+        ("model.generation_head.vision_head.weight", "logits or latents"),
+        ("model.vqmodel.decoder.conv_out.bias", "pixels"),
+    ],
+)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_model_that_computes_nan_is_not_drawn_with(
+    tiny_checkpoint: Path, part: str, what: str, bad: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backbone = load_janus(str(tiny_checkpoint), device="cpu", dtype="float32")
+    weights = dict(backbone.model.named_parameters())
+    with torch.no_grad():
+        weights[part].view(-1)[0] = bad
+    orders = [Order("a fox", Ask(text=Sample(), image=Sample(), text_ratio=0.2), stream) for stream in range(3)]
+    with pytest.raises(UserError, match=rf"computes NaN \({what}\) even in float32"):
+        backbone.draw(orders)
+    for dtype, mend in (("float16", "use --dtype bfloat16 or --dtype float32"), ("bfloat16", "use --dtype float32")):
+        monkeypatch.setattr(backbone, "info", replace(backbone.info, dtype=dtype))
+        with pytest.raises(UserError, match=mend):
+            backbone.draw(orders)
+
+
+def test_a_model_that_computes_nan_answers_nothing(tiny_checkpoint: Path) -> None:
+    backbone = load_janus(str(tiny_checkpoint), device="cpu", dtype="float32")
+    with torch.no_grad():
+        backbone.model.lm_head.weight[0, 0] = float("nan")
+    image = Image.new("RGB", (32, 32))
+    for ask in (backbone.answer, lambda images, asked: backbone.describe(images, asked, 4)):
+        with pytest.raises(UserError, match="computes NaN"):
+            ask([image], ["Is it a fox?"])
 
 
 def test_an_open_question_does_not_ask_for_yes_or_no(tmp_path: Path) -> None:

@@ -136,6 +136,11 @@ class Handler(BaseHTTPRequestHandler):
                 else:
                     said = json.dumps({"error": {"message": f"bad key {key[:9]} {key[9:]}", "code": key}})
                     self.send(int(status), said.encode(), {"X-Key": key, "Location": f"http://localhost/?key={key}"})
+            case ("refuse", _, rest):
+                status, _, words = rest.partition("-")
+                self.send(int(status), json.dumps({"error": {"message": words}}).encode())
+            case ("short", _, text):
+                self.send(200, completion(body, text, self.server.usage, "length"))
             case ("quota", _, _):
                 self.send(429, b'{"error": {"message": "pay first", "code": "insufficient_quota"}}')
             case ("", _, _):
@@ -230,9 +235,9 @@ def obeys(text: str) -> bool:
     )
 
 
-def completion(body: dict[str, Any], text: str, usage: Any) -> bytes:
+def completion(body: dict[str, Any], text: str, usage: Any, ended: str = "stop") -> bytes:
     """What OpenAI's API wraps a reply in."""
-    choice: dict[str, Any] = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
+    choice: dict[str, Any] = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": ended}
     if body.get("logprobs"):
         choice["logprobs"] = {"content": [first_token(text, brightness(body))]}
     return json.dumps({"object": "chat.completion", "choices": [choice], "usage": usage}).encode()

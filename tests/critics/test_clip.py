@@ -50,7 +50,7 @@ def test_features_may_come_bare_or_in_an_object():
         pooler_output = torch.tensor([[3.0, 4.0]])
 
     for features in (Output(), Output.pooler_output):
-        assert models.unit_vectors(features).tolist() == [[pytest.approx(0.6), pytest.approx(0.8)]]
+        assert models.unit_vectors(features, "a CLIP").tolist() == [[pytest.approx(0.6), pytest.approx(0.8)]]
 
 
 @pytest.mark.parametrize(

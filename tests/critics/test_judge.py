@@ -82,6 +82,16 @@ def test_a_lighter_picture_gets_a_higher_score(rubric):
 GOOD = '{"request": "TOKEN", "reason": "ok", "alignment": 8, "quality": 6}'
 
 
+THOUGHTS = (
+    ("<thinking>", "</thinking>"), ("<reasoning>", "</reasoning>"), ("<Thought>", "</Thought>"),
+    ("[THINK]", "[/THINK]"), ("◁think▷", "◁/think▷"), ("<|begin_of_thought|>", "<|end_of_thought|>"),
+    ("", "</thinking>"), ("< think >", "</ think >"),
+    ("<|channel|>analysis<|message|>", "<|end|><|start|>assistant<|channel|>final<|message|>"),
+    ("<|channel|>analysis<|message|>", "<|end|><|start|>assistant<|channel|>final <|constrain|>json<|message|>"),
+    ("analysis", "assistantfinal"),
+)  # fmt: skip
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -90,6 +100,10 @@ GOOD = '{"request": "TOKEN", "reason": "ok", "alignment": 8, "quality": 6}'
         f"Here is my verdict:\n{GOOD}\nI hope this helps.",
         f"<think>First {{maybe}} 10? {GOOD.replace('8', '1')}</think>\n{GOOD}",
         f"the server cut the tag; alignment 3</think>{GOOD}",
+        *(f"{begin}Perhaps {{so}}? {GOOD.replace('8', '1')}{end}\n{GOOD}" for begin, end in THOUGHTS),
+        f'For example {{"request": "...", "alignment": 1}} would be wrong, {{x}} too.\n{GOOD}',
+        f'{GOOD} (which is {{"alignment": 8}} in short, or {{}})',
+        f"<reasoning>It is a fox.</reasoning>\n```\n{GOOD}\n```",
         '{"quality": 6.0, "alignment": 8.0, "request": "TOKEN", "more": [1]}',
         GOOD.replace('"ok"', "7"),
     ],
@@ -112,6 +126,9 @@ def test_a_verdict_with_words_around_it(text):
         ("八分,很好。", "no JSON object"),
         ("alignment: 8, quality: 6", "no JSON object"),
         (GOOD + GOOD, "2 JSON objects"),
+        ("<reasoning>" + GOOD, "was empty"),
+        ("◁think▷" + GOOD, "was empty"),
+        ("<|channel|>analysis<|message|>" + GOOD, "was empty"),
         (GOOD.replace('"TOKEN"', '"0123456789abcdef"'), '"request" was not'),
         (GOOD.replace('"request": "TOKEN", ', ""), '"request" was not'),
         (GOOD.replace("8", "NaN"), "NaN is no number"),

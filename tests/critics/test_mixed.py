@@ -186,7 +186,7 @@ def folders(tmp_path_factory):
 
 def test_on_small_models(folders, monkeypatch):
     monkeypatch.setattr(detectors, "SHORT_SIDE", 96)
-    name = f"mixed,detector={folders[0]},vqa={folders[1]},device=cpu,least=0.1,batch=2"
+    name = f"mixed,detector={folders[0]},vqa={folders[1]},device=cpu,least=0.1,batch=2,least_share=0"
     critic = naming.make(name, None)
     assert critic.name == name
     images = [tiny.picture(0), tiny.picture(1, (64, 40)), tiny.picture(2), tiny.picture(3)]

@@ -1,8 +1,11 @@
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from milr.critics import judge, learned, mix, naming
-from milr.critics.base import Place
+from milr.critics import judge, learned, mix, naming, vqa_score
+from milr.critics.base import Place, mean
+from milr.critics.rules.t2i_compbench import numeracy
 from milr.drafts import Check, Score, Task, UserError
 
 
@@ -71,6 +74,71 @@ def test_worked_mixes(formula, values, expected):
     (score,) = critic.score(["image"], [Task("a fox")])
     assert score.value == pytest.approx(expected)
     assert len(score.checks) == len(values)
+
+
+WEIGHTS = st.lists(st.floats(0.01, 1000), min_size=2, max_size=6)
+
+
+@given(WEIGHTS)
+def test_a_mix_of_ones_is_one_and_of_equal_values_that_value(weights):
+    parts = ("scene", "noise", "self", "scene-lite", "scene-blind", "scene-noisy")[: len(weights)]
+    form = mix.read("+".join(f"{weight!r}*{part}" for weight, part in zip(weights, parts, strict=True)))
+    for value in (0.0, 0.1, 0.3, 0.7, 0.9999999999999999, 1.0):
+        assert form.value([value] * len(weights)) == value
+    mixed = form.value([0.2 * number for number in range(len(weights))])
+    assert 0 <= mixed <= 0.2 * (len(weights) - 1)
+
+
+def test_every_mix_of_two_tenths_is_solved_where_its_parts_are():
+    tenths = [number / 10 for number in range(1, 31)]
+    for one in tenths:
+        for other in tenths:
+            assert mix.read(f"{one}*scene+{other}*self").value((1.0, 1.0)) == 1
+        assert mix.read(f"gate(scene>={min(one, 1.0)},self)").value((1.0, 1.0)) == 1
+
+
+@given(WEIGHTS)
+def test_a_rubric_of_best_marks_is_one(weights):
+    fields = [judge.Field(f"f{n}", -0.1 * n, 0.3 + 0.1 * n, weight, False, "") for n, weight in enumerate(weights)]
+    rubric = judge.Rubric("r", tuple(fields), "", "", "")
+    assert rubric.value({field.name: field.high for field in fields}) == 1
+    assert rubric.value({field.name: field.low for field in fields}) == 0
+
+
+@pytest.mark.parametrize("count", range(1, 9))
+def test_all_right_is_one_for_any_number_of_things(count):
+    seen = [{"label": f"thing{n}", "score": 0.9, "box": (50.0 * n, 0.0, 50.0 * n + 20, 20.0)} for n in range(count)]
+    assert numeracy([(one["label"], 1) for one in seen], seen) == 1
+    assert mean([1.0] * count) == mean([1.0] * count, [0.1] * count) == 1
+    assert vqa_score.combine([1.0] * count, "geometric") == vqa_score.combine([1.0] * count, "arithmetic") == 1
+
+
+def test_a_mix_abstains_by_an_outage_where_nothing_else_stands_in_its_way():
+    class Out(Says):
+        def score(self, images, tasks):
+            return [Score(None, reason="away", outage=value is None) for value in self.values]
+
+    read = mix.read("scene+self")
+    away, no = Out("self", None), Out("self", 0)
+    images, tasks = ["image", "image"], [Task("a fox")] * 2
+
+    def outages(*parts):
+        mixed = mix.MixCritic(read, [Both(*pair) for pair in parts])
+        return [score.outage for score in mixed.score(images, tasks)]
+
+    class Both(Says):
+        """Its first picture is judged by one, its second by the other."""
+
+        def __init__(self, one, other):
+            super().__init__("both")
+            self.two = one, other
+
+        def score(self, images, tasks):
+            return [part.score([image], [task])[0] for part, image, task in zip(self.two, images, tasks, strict=True)]
+
+    well = Says("scene", 1.0)
+    assert outages((well, well), (well, away)) == [False, True]
+    assert outages((no, well), (away, well)) == [False, False]
 
 
 def test_a_part_that_abstains_fails_or_says_nan_makes_the_mix_abstain():

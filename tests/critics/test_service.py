@@ -172,7 +172,7 @@ def saying(*scores):
         ((200, {"Content-Encoding": "gzip"}, gzip.compress(b" " * 10**8)), "not JSON"),
         ((302, {"Location": "http://127.0.0.1:9/"}, b""), "HTTP 302"),
         (as_json({"error": {"code": "bad_request", "message": "no\nfox"}}, 422), "HTTP 422: no fox"),
-        ((404, {}, b"nothing here"), "HTTP 404: no reason given"),
+        ((404, {}, b"nothing here"), "HTTP 404: it is no critic any more"),
         ((500, {}, b"oops"), r"does not answer \(HTTP 500"),
     ],
 )  # fmt: skip
@@ -230,7 +230,9 @@ def test_nobody_waits_for_ever():
     assert time.monotonic() - started < 5
     assert [score.value for score in scores] == [None] * 3
     assert "HTTP 429" in scores[2].reason
-    assert len(times) == 2  # no wait is longer than max_wait, and one failure is enough for the whole batch
+    # No wait is longer than max_wait; one failure is enough for the whole batch, and one look at what is the cause.
+    assert len(times) == 3
+    assert all(score.outage for score in scores)
 
 
 def test_a_hanging_service_is_left():
@@ -258,7 +260,7 @@ def test_a_service_that_never_was_there_is_the_users_to_start():
         (as_json({"name": "x"}), "is no critic of milr"),
         (as_json({"name": "x", "limits": {"items": 0, "bytes": 1, "pixels": 1}}), "is no critic of milr"),
         ((404, {}, b""), "is no critic of milr .*HTTP 404"),
-        ((301, {"Location": "http://127.0.0.1:9/v1/info"}, b""), "is no critic of milr .*HTTP 301"),
+        ((301, {"Location": "http://127.0.0.1:9/v1/info"}, b""), "No critic answers .*HTTP 301: it redirects"),
         (as_json({"error": {"code": "forbidden_host", "message": "Not by this name."}}, 403), "Not by this name"),
     ],
 )  # fmt: skip
@@ -286,8 +288,10 @@ def test_a_service_that_is_killed_abstains_and_goes_on_when_it_is_back():
         assert critic.score(images, tasks) == expected
         process.kill()
         process.wait()
-        gone = judge(critic, images, tasks)
-    assert [score.value for score in gone] == [None] * 4
+        gone = critic.score(images, tasks)
+        with pytest.raises(UserError, match=r"cannot be asked any more .*it goes on where it stopped"):
+            judge(critic, images, tasks)
+    assert [(score.value, score.outage) for score in gone] == [(None, True)] * 4
     assert f"the critic at {url} does not answer" in gone[0].reason
     with serving_process(port=int(url.rpartition(":")[2])):
         assert critic.score(images, tasks) == expected

@@ -63,14 +63,14 @@ def test_a_batch_answers_as_transformers_does_one_by_one(folder, model):
         {tokenizer.convert_tokens_to_ids(word) for word in words}
         for words in (("yes", "Yes", "Ġyes", "ĠYes"), ("no", "No", "Ġno", "ĠNo"))
     )
-    answers = model.yes_probabilities(images, ASKED)
+    answers = model.yes_probabilities(images, ASKED, least_share=0)
     for image, question, (chance, reason) in zip(images, ASKED, answers, strict=True):
         with torch.no_grad():
             mass = theirs(**by_hand(folder, model, image, question)).logits[0, -1].softmax(-1)
         said, denied = (float(mass[sorted(words)].sum()) for words in (yes, no))
         assert reason == ""
         assert chance == pytest.approx(said / (said + denied), abs=1e-4)
-    same = [chance for chance, _ in model.yes_probabilities(images, ["red?"] * 3)]
+    same = [chance for chance, _ in model.yes_probabilities(images, ["red?"] * 3, least_share=0)]
     assert len({round(chance, 3) for chance in same}) == 3  # the picture matters
 
 
@@ -102,7 +102,7 @@ def test_worked_probabilities():
     assert vlm.yes_against_no(logits, [0, 1], [2, 3]) == [
         (pytest.approx(0.45 / 0.60), ""),
         (0.0, ""),
-        (None, "the model's answer begins neither with yes nor with no"),
+        (None, "yes and no hold 0 of the probability together, less than least_share=0.05"),
     ]
 
 
@@ -248,7 +248,7 @@ def test_things_that_a_prompt_lists(prompt, expected):
 
 
 def test_it_runs_a_model_here(folder, model):
-    text = f"vqa-score,model={folder},device=cpu,batch=2"
+    text = f"vqa-score,model={folder},device=cpu,batch=2,least_share=0"
     critic = naming.make(text, None)
     images = pictures(*SIZES)
     tasks = [
@@ -259,7 +259,7 @@ def test_it_runs_a_model_here(folder, model):
     scores = critic.score(images, tasks)
     assert critic.name == text
     (owl,) = model.yes_probabilities(
-        [images[2]], ['Does this image show "an owl"? Answer the question with Yes or No.']
+        [images[2]], ['Does this image show "an owl"? Answer the question with Yes or No.'], least_share=0
     )
     assert scores[2].value == pytest.approx(owl[0], abs=1e-4)
     for image, task, score in zip(images, tasks, scores, strict=True):
@@ -279,7 +279,7 @@ def test_it_asks_a_server(tmp_path):
         critic.score([gray(204)], [Task("a fox")])
         assert len(server.seen) == 3
         assert len(list((tmp_path / "replies").iterdir())) == 3  # it was told where it works
-    with stub_judge(lambda number: "400") as server:
+    with stub_judge(lambda number: "400" * (number == 0)) as server:  # it takes offence at this picture alone
         (score,) = naming.make(f"vqa-score,url={server.url},key=none", None).score([gray(9)], [Task("a fox")])
         assert score.value is None
         assert "400" in score.reason

@@ -11,6 +11,7 @@ from PIL import Image
 
 import milr
 from milr.drafts import UserError
+from milr.runs import output
 from milr.runs.output import claim, claim_fresh, slug
 from runs_toy import draw
 from toy_milr.critic import Redness

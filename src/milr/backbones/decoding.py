@@ -226,9 +226,13 @@ class Decoded:
     prefilled: int
 
 
+class NotFinite(ArithmeticError):
+    """The model computed NaN or an overflow: what is drawn from that on is noise, whatever a critic says of it."""
+
+
 @torch.no_grad()
 def decode(decoder: Decoder, stage: Stage, plans: Sequence[Plan]) -> list[Decoded]:
-    """Run one stage for a batch of plans, all with the same number of branches.
+    """Run one stage for a batch of plans, all with the same number of branches. Raises NotFinite.
 
     A plan without a free position and without latents to return costs nothing.
     """
@@ -262,6 +266,7 @@ def _run(decoder: Decoder, stage: Stage, plans: Sequence[Plan]) -> list[Decoded]
     latents = torch.zeros(len(plans), int(keeps.max()), branches, decoder.hidden_size, device=device)
     temperatures = torch.tensor([plan.temperature for plan in plans], device=device)
     numbers = torch.from_numpy(np.stack([plan.numbers for plan in plans])).to(device)
+    highest = torch.zeros((), device=device)  # logits of all steps added up: NaN once one was, and looked at once
     scales = torch.tensor([[plan.guidance] for plan in plans], device=device)
 
     slots = int(prompt_lengths.max()) + stage.length  # the last one is never read: surplus padding goes there
@@ -311,12 +316,16 @@ def _run(decoder: Decoder, stage: Stage, plans: Sequence[Plan]) -> list[Decoded]
         last = torch.from_numpy(np.where(busy, stop - first, 0)).to(device)
         state = hidden[torch.arange(len(live), device=device), :, last]
         at = torch.from_numpy(stop).to(device)
-        chosen = choose(stage.logits(state, scales[rows]), temperatures[rows], numbers[rows, at])
+        logits = stage.logits(state, scales[rows])
+        highest = highest + logits.amax()
+        chosen = choose(logits, temperatures[rows], numbers[rows, at])
         tokens[rows, at] = torch.where(torch.from_numpy(drawing).to(device), chosen, tokens[rows, at])
         sampled[live] += drawing
         if stage.end is not None:
             ended[live] |= drawing & (chosen == stage.end).cpu().numpy()
 
+    if not bool(highest.isfinite() & latents.isfinite().all()):
+        raise NotFinite("logits or latents")
     return [
         _result(plan, row, bool(has_ended), latent[: plan.keep], int(count), int(fed))
         for plan, row, has_ended, latent, count, fed in zip(

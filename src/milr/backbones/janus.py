@@ -23,8 +23,20 @@ from transformers.utils.logging import disable_progress_bar, enable_progress_bar
 
 from milr.backbones.base import BackboneInfo
 from milr.backbones.checkpoint import LARGEST_BATCH, find
-from milr.backbones.decoding import Cache, Decoded, Decoder, Plan, Stage, decode, guide, prefix_length, uniforms
+from milr.backbones.decoding import (
+    Cache,
+    Decoded,
+    Decoder,
+    NotFinite,
+    Plan,
+    Stage,
+    decode,
+    guide,
+    prefix_length,
+    uniforms,
+)
 from milr.drafts import Choice, Cost, Drawn, Forced, Greedy, Latents, Order, UserError
+from milr.hub import other_dtype
 
 Found = TypeVar("Found")
 
@@ -243,6 +255,8 @@ class JanusBackbone:
                 self.max_batch = len(batch) // 2
                 torch.cuda.empty_cache()
                 continue
+            except NotFinite as error:
+                raise self._computes_nan(str(error)) from error
             waiting = waiting[len(batch) :]
         return [drawn[index] for index in range(len(orders))]
 
@@ -259,15 +273,19 @@ class JanusBackbone:
         branches = latents[:, :1] if guidance == 1 else latents
         return self._image_logits(branches, guidance).to(latents.device)
 
-    @torch.no_grad()
     def answer(self, images: Sequence[Image.Image], questions: Sequence[str]) -> list[float]:
         """P(yes) against P(no) for a question about each image: the mass on either word's first tokens."""
+        return [chance for chance, _ in self.answer_and_share(images, questions)]
+
+    @torch.no_grad()
+    def answer_and_share(self, images: Sequence[Image.Image], questions: Sequence[str]) -> list[tuple[float, float]]:
+        """What `answer` says, and how much of all probability yes and no hold together."""
         if not images:
             return []
-        chances = self.text_logits(self.understand(images, questions)).softmax(-1)
+        chances = self._finite(self.text_logits(self.understand(images, questions)), "answers").softmax(-1)
         yes = chances[:, sorted(self.prompts.yes)].sum(-1)
-        no = chances[:, sorted(self.prompts.no)].sum(-1)
-        return cast("list[float]", (yes / (yes + no).clamp(min=1e-30)).tolist())
+        held = yes + chances[:, sorted(self.prompts.no)].sum(-1)
+        return list(zip((yes / held.clamp(min=1e-30)).tolist(), held.tolist(), strict=True))
 
     @torch.no_grad()
     def understand(self, images: Sequence[Image.Image], questions: Sequence[str]) -> Tensor:
@@ -278,7 +296,7 @@ class JanusBackbone:
             return list(self._look(images[chosen], sequences, 0)[0].float())
 
         states = self._in_batches(look, len(images))
-        return torch.stack(states) if states else torch.empty(0, self.info.hidden_size)
+        return self._finite(torch.stack(states), "hidden states") if states else torch.empty(0, self.info.hidden_size)
 
     @torch.no_grad()
     def describe(self, images: Sequence[Image.Image], questions: Sequence[str], max_tokens: int) -> list[str]:
@@ -397,7 +415,7 @@ class JanusBackbone:
         images: list[Image.Image] = []
         for start in range(0, len(pictures), at_once):
             tokens = torch.tensor(pictures[start : start + at_once], device=self.model.device)
-            values = (self.model.decode_image_tokens(tokens).float() + 1) * 127.5
+            values = (self._finite(self.model.decode_image_tokens(tokens).float(), "pixels") + 1) * 127.5
             array = values.round().clamp(0, 255).to(torch.uint8).cpu().numpy()
             images += [Image.fromarray(picture) for picture in array]
         return images
@@ -409,8 +427,11 @@ class JanusBackbone:
         last, cache, lengths = self._look(images, sequences, max_tokens)
         longest, written = int(lengths.max()), []
         ended = torch.zeros(len(sequences), dtype=torch.bool, device=last.device)
+        highest = torch.zeros((), device=last.device)
         while True:
-            chosen = self.text_logits(last).argmax(-1)
+            logits = self.text_logits(last)
+            highest = highest + logits.amax()
+            chosen = logits.argmax(-1)
             written.append(chosen)
             ended |= chosen == self.prompts.end
             if len(written) == max_tokens or bool(ended.all()):
@@ -418,6 +439,7 @@ class JanusBackbone:
             step = len(written) - 1  # a shorter row writes over its padding, which it never looked at
             inputs, positions = self._decoder.embed_tokens(chosen)[:, None], (lengths + step)[:, None]
             last = self._decoder.forward(inputs, positions, cache, longest + step + 1, uniform=False)[:, 0]
+        self._finite(highest, "words")
         rows = torch.stack(written, 1).tolist()
         texts = [row[: row.index(self.prompts.end)] if self.prompts.end in row else row for row in rows]
         return [self.prompts.text(text).strip() for text in texts]
@@ -450,6 +472,16 @@ class JanusBackbone:
         return hidden[torch.arange(len(sequences), device=device), lengths - 1], cache, lengths
 
     # Checks
+
+    def _finite(self, numbers: Tensor, what: str) -> Tensor:
+        """The numbers as they are. Raises UserError where one is NaN or overflowed. Waits for the device, so that it is
+        to be asked once a batch."""
+        if not bool(numbers.isfinite().all()):
+            raise self._computes_nan(what)
+        return numbers
+
+    def _computes_nan(self, what: str) -> UserError:
+        return UserError(f"{self.info.name} computes NaN ({what}){other_dtype(self.info.dtype, '--dtype ')}.")
 
     def _guidance(self, order: Order) -> float:
         return self.info.guidance if order.ask.guidance is None else order.ask.guidance

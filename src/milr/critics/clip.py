@@ -65,6 +65,7 @@ class Clip:
 
         target = settings.target()
         folder = folder_of(model)
+        self._name = hub.name_of(folder)
         reader = folder if processor is None else _folder_without_weights(processor)
         self._tokenizer = load_processor(AutoTokenizer, reader)
         self._pictures = load_processor(CLIPImageProcessorPil, reader)  # Pillow's resizing, as CLIP was trained
@@ -87,8 +88,8 @@ class Clip:
         )
         ids, mask = words["input_ids"].to(model.device), words["attention_mask"].to(model.device)
         with torch.inference_mode():
-            seen = unit_vectors(model.get_image_features(pixel_values=pixels.to(model.device, model.dtype)))
-            meant = unit_vectors(model.get_text_features(input_ids=ids, attention_mask=mask))
+            seen = unit_vectors(model.get_image_features(pixel_values=pixels.to(model.device, model.dtype)), self._name)
+            meant = unit_vectors(model.get_text_features(input_ids=ids, attention_mask=mask), self._name)
             cosines = (seen * meant).sum(-1).tolist()
             scale = float(model.logit_scale.float().exp())
         cut = [bool(encoding.overflowing) for encoding in words.encodings]

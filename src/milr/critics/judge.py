@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
 
-from milr.critics.base import Critic, Place
+from milr.critics.base import Critic, Place, abstain, mean
 from milr.critics.remote.chat import LONGEST_REASON, Chat, ChatSettings, Question, as_data
 from milr.drafts import Check, Score, Task, UserError
 from milr.registry import did_you_mean, shorten
@@ -37,6 +37,20 @@ NEEDS_BACKBONE = False
 FOLDER = Path(__file__).parent / "rubrics"
 PLACES = r"\{(prompt|explanation|checks)\}"  # where a rubric shows what others wrote
 TRIES = 3  # replies to one request until the judge counts as having said nothing
+# Marks of thoughts: <think>, <thinking>, <reasoning>, [THINK], ◁think▷, and the channels of Harmony, of which only the
+# last one, `final`, is meant for others.
+_THOUGHT = r"think|thinking|thought|thoughts|reason|reasoning|reflection|scratchpad|analysis|seed:think"
+THOUGHT_ENDS = re.compile(
+    rf"<\s*/\s*(?:{_THOUGHT})\s*>|\[\s*/\s*THINK\s*\]|◁\s*/\s*(?:{_THOUGHT})\s*▷"
+    r"|<\|(?:end_of_thought|end_thinking|end_of_reasoning|/think|think_end)\|>"
+    r"|<\|channel\|>\s*final[^<{]*(?:<\|message\|>)?|assistantfinal(?=\s*[{`])",
+    re.IGNORECASE,
+)
+THOUGHT_BEGINS = re.compile(
+    rf"<\s*(?:{_THOUGHT})\s*>|\[\s*THINK\s*\]|◁\s*(?:{_THOUGHT})\s*▷"
+    r"|<\|(?:begin_of_thought|start_thinking|think|think_start)\|>|<\|channel\|>\s*(?:analysis|commentary)",
+    re.IGNORECASE,
+)
 MOST_CHECKS = 12  # that a judge may make of one prompt
 
 
@@ -84,9 +98,8 @@ class Rubric:
 
     def value(self, marks: Mapping[str, float]) -> float:
         """The weighted mean of the marks, each brought to [0, 1]."""
-        total = sum(field.weight for field in self.fields)
-        parts = (field.weight * (marks[field.name] - field.low) / (field.high - field.low) for field in self.fields)
-        return sum(parts) / total
+        parts = [(marks[field.name] - field.low) / (field.high - field.low) for field in self.fields]
+        return mean(parts, [field.weight for field in self.fields])
 
 
 class Unreadable(ValueError):
@@ -142,12 +155,12 @@ class Judge:
                 why = f"rubric '{self.rubric.name}' needs an explanation, and the task's metadata has none"
                 scores[number] = Score(None, reason=why)
             elif isinstance(asked, str):
-                scores[number] = Score(None, reason=asked)
+                scores[number] = abstain(asked)
             else:
                 requests[number] = self._request(image, task, asked)
         verdicts = self._ask(list(requests.values()))
         for number, verdict in zip(requests, verdicts, strict=True):
-            scores[number] = Score(None, reason=verdict) if isinstance(verdict, str) else verdict
+            scores[number] = abstain(verdict) if isinstance(verdict, str) else verdict
         return [scores[number] for number in range(len(tasks))]
 
     def _request(self, image: Image, task: Task, checks: tuple[str, ...]) -> _Request:
@@ -201,20 +214,27 @@ class Judge:
         return _Request(system, user, image, token, form, read)
 
     def _ask(self, requests: Sequence[_Request]) -> list[Any]:
-        """For each request what was read from its verdict, or as text the reason why there is none."""
+        """For each request what was read from its verdict, or as text the reason why there is none. A reply that was
+        cut is not asked for again: the same limit would cut it again."""
         found: dict[int, Any] = {}
+        cut: list[int] = []
         faults = dict.fromkeys(range(len(requests)), "")
         for number in range(1, TRIES + 1):
             waiting = [index for index in range(len(requests)) if index not in found]
             replies = self.chat.ask([requests[index].question(faults[index], number) for index in waiting])
             for index, reply in zip(waiting, replies, strict=True):
                 if reply.text is None:
-                    found[index] = reply.reason
+                    found[index] = reply.why
                     continue
                 try:
                     found[index] = requests[index].read(verdict_in(reply.text, requests[index].token))
                 except Unreadable as fault:
                     faults[index] = str(fault)
+                    if reply.fault == "cut":
+                        cut.append(index)
+                        found[index] = ""
+        if cut:
+            found |= dict.fromkeys(cut, self.chat.too_short(but_some=len(cut) < len(requests)))
         return [found.get(index, f"no valid verdict in {TRIES} replies: {faults[index]}") for index in faults]
 
 
@@ -230,29 +250,44 @@ def make(backbone: Backbone | None, settings: JudgeSettings) -> Critic:
 
 
 def verdict_in(text: str, token: str) -> dict[str, Any]:
-    """The one JSON object of a reply that answers the request `token`. Raises Unreadable."""
-    # What a model thought is no verdict; some servers cut off the opening tag.
-    spoken = re.split(r"</think\s*>", text, flags=re.IGNORECASE)[-1]
-    spoken = re.split(r"<think\s*>", spoken, flags=re.IGNORECASE)[0]
+    """The one JSON object of a reply that answers the request `token`, whatever stands around it. Raises Unreadable.
+
+    Thoughts are left out where their end is marked or the mark of their beginning is known; any other object is passed
+    over, for only a verdict knows the word. Two that know it are none: nobody can say which one is meant.
+    """
+    spoken = _spoken(text)
     if not spoken.strip():
         raise Unreadable("it was empty")
-    found, position = [], spoken.find("{")
+    found: list[dict[str, Any]] = []
+    others, broken = 0, ""
+    position = spoken.find("{")
     while position >= 0:
         try:
-            verdict, position = _DECODER.raw_decode(spoken, position)
-        except Unreadable:
-            raise
-        except (ValueError, RecursionError):
-            raise Unreadable("it held half a JSON object or a broken one") from None
-        found.append(verdict)
-        position = spoken.find("{", position)
-    if len(found) != 1:
-        raise Unreadable(f"it held {len(found) or 'no'} JSON object{'s' if found else ''} instead of one")
-    if found[0].get("request") != token:
-        raise Unreadable('its "request" was not the word that was asked for')
-    verdict = found[0]
-    assert isinstance(verdict, dict)
-    return verdict
+            one, end = _DECODER.raw_decode(spoken, position)
+        except (ValueError, RecursionError) as error:  # a brace of prose, an example, half an object
+            broken = str(error) if isinstance(error, Unreadable) else "it held half a JSON object or a broken one"
+            end = position + 1
+            if isinstance(error, RecursionError):  # as many braces as this are no prose
+                end = len(spoken)
+        else:
+            if one.get("request") == token:
+                found.append(one)
+            others += one.get("request") != token
+        position = spoken.find("{", end)
+    if len(found) > 1:
+        raise Unreadable(f"it held {len(found)} JSON objects with the word that was asked for, instead of one")
+    if not found:
+        wrong = 'its "request" was not the word that was asked for' if others else "it held no JSON object"
+        raise Unreadable(broken or wrong)
+    return found[0]
+
+
+def _spoken(text: str) -> str:
+    """A reply without what the model thought before it."""
+    ends = list(THOUGHT_ENDS.finditer(text))  # some servers cut off the mark of the beginning
+    spoken = text[ends[-1].end() :] if ends else text
+    begins = THOUGHT_BEGINS.search(spoken)
+    return spoken[: begins.start()] if begins else spoken
 
 
 def read_rubric(name_or_path: str) -> Rubric:

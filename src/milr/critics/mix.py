@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from milr.critics import naming
-from milr.critics.base import Critic, Place, judge
+from milr.critics.base import Critic, Place, judge, mean
 from milr.drafts import Score, Task, UserError
 from milr.registry import shorten
 from milr.settings import check, setting
@@ -48,7 +48,7 @@ class Mix:
 
 @dataclass(frozen=True)
 class Formula:
-    """`form` is 'mean', 'min', 'product' or 'gate'; one weight a part (of a gate, the bar and 1)."""
+    """`form` is 'mean', 'min', 'product' or 'gate'; one weight a part, as written (of a gate, the bar and 1)."""
 
     form: str
     parts: tuple[str, ...]
@@ -62,8 +62,8 @@ class Formula:
             return math.prod(values)
         if self.form == "gate":
             bar = self.weights[0]
-            return bar + (1 - bar) * values[1] if values[0] >= bar else values[0]
-        return sum(weight * value for weight, value in zip(self.weights, values, strict=True))
+            return mean((1.0, values[1]), (bar, 1 - bar)) if values[0] >= bar else values[0]
+        return mean(values, self.weights)
 
 
 def read(formula: str) -> Formula:
@@ -88,10 +88,9 @@ def read(formula: str) -> Formula:
         number, star, name = term.partition("*")
         weights.append(_number(number, formula) if star else 1.0)
         names.append(_critic(name if star else term, formula))
-    total = sum(weights)
-    if not total > 0 or min(weights) < 0:
+    if not max(weights) > 0 or min(weights) < 0:
         raise UserError(f"The weights in '{shorten(formula)}' must be positive numbers.")
-    return Formula("mean", tuple(names), tuple(weight / total for weight in weights))
+    return Formula("mean", tuple(names), tuple(weights))
 
 
 def components(settings: Mix) -> tuple[str, ...]:
@@ -129,7 +128,9 @@ class MixCritic:
             if score.value is None
         ]
         if missing:
-            return Score(None, checks, f"a part of the mix abstained ({'; '.join(missing)})")
+            # A part that abstains for good would do so again when the other one is back.
+            outage = all(score.outage for score in scores if score.value is None)
+            return Score(None, checks, f"a part of the mix abstained ({'; '.join(missing)})", outage)
         known = [value for value in values if value is not None]
         said = ", ".join(f"{part.name} {value:.2f}" for part, value in zip(self.parts, known, strict=True))
         return Score(self.formula.value(known), checks, said)

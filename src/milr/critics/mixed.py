@@ -19,9 +19,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from milr.critics.base import Critic
+from milr.critics.base import Critic, mean
 from milr.critics.local.detectors import DetectorSettings, GroundingDino, NounDetector
-from milr.critics.local.vqa_models import Git, YesNo
+from milr.critics.local.vqa_models import LEAST_SHARE, Git, YesNo
 from milr.critics.rules import prompt_parts
 from milr.critics.rules.prompt_parts import Parts, Place, Thing
 from milr.critics.rules.t2i_compbench import Detection, detector_scale, place_2d
@@ -56,6 +56,9 @@ class Mixed(DetectorSettings):
     detector: str = setting("IDEA-Research/grounding-dino-tiny", "hub id or folder of a GroundingDINO")
     vqa: str = setting("microsoft/git-large-vqav2", "hub id or folder of a GIT that answers questions")
     least: float = setting(0.3, "confidence above which a box counts (T2I-R1)", low=0, high=1)
+    least_share: float = setting(
+        LEAST_SHARE, "of the probability that GIT's yes and no must hold together; below, it abstains", low=0, high=1
+    )
 
 
 class MixedCritic:
@@ -78,8 +81,14 @@ class MixedCritic:
         yes = iter(self._vqa.p_yes([image for image, _ in pairs], [question for _, question in pairs]))
         scores: dict[int, Score] = {}
         for index, found in zip(able, seen, strict=True):
-            answers = [next(yes) for _ in parts[index].things]
-            scores[index] = judged(parts[index], found, answers, images[index].size)
+            said = [next(yes) for _ in parts[index].things]
+            silent = next((reason for reason in said if isinstance(reason, str)), None)
+            answers = [chance for chance in said if not isinstance(chance, str)]
+            scores[index] = (
+                judged(parts[index], found, answers, images[index].size)
+                if silent is None
+                else Score(None, reason=f"of a thing GIT says neither yes nor no: {silent}")
+            )
         return [scores[index] if reason is None else Score(None, reason=reason) for index, reason in enumerate(why)]
 
     @staticmethod
@@ -128,13 +137,13 @@ def judged(
         values, checks = zip(*(_object(name, detections) for name in _counts(parts)), strict=True)
     coloured = any(thing.colours for thing in parts.things)
     detector_weight, vqa_weight = COLOUR_WEIGHTS if coloured else OTHER_WEIGHTS
-    detector, vqa = sum(values) / len(values), sum(answers) / len(answers)
+    detector, vqa = mean(values), mean(answers)
     said = f"understood: {parts}; detector {detector:.2f}, GIT {vqa:.2f}"
     passed_over = sorted({place.relation for place in parts.places if place not in places})
     if passed_over:
         said += f"; not judged: {', '.join(passed_over)}"
     return Score(
-        detector_weight * detector + vqa_weight * vqa,
+        mean((detector, vqa), (detector_weight, vqa_weight)),
         (*checks, *(_answer(*pair, detections) for pair in zip(parts.things, answers, strict=True))),
         said,
     )
@@ -205,7 +214,9 @@ def _scaled(box: Box, scale: float) -> Box:
 
 def make(backbone: Backbone | None, settings: Mixed) -> Critic:
     """The critic, with its two models loaded."""
-    return MixedCritic(GroundingDino(settings.detector, settings), Git(settings.vqa, settings), settings.least)
+    return MixedCritic(
+        GroundingDino(settings.detector, settings), Git(settings.vqa, settings, settings.least_share), settings.least
+    )
 
 
 SETTINGS = Mixed

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from milr.critics.base import Critic
+from milr.critics.base import Critic, mean
 from milr.drafts import Box, Check, Score, Task, UserError
 from milr.registry import shorten
 from milr.settings import check, setting
@@ -189,7 +189,7 @@ class OcrCritic:
         grades = [grade(phrase, read, self._settings.case) for phrase in phrases]
         said = " ".join(one.word for one in read)
         return Score(
-            sum(value for value, _ in grades) / len(grades),
+            mean([value for value, _ in grades]),
             tuple(found for _, found in grades),
             f"read: {shorten(said, 200)}" if said else "no words read",
         )

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from milr.critics.base import Critic
+from milr.critics.base import LEAST_SHARE, Critic, abstain, believed
 from milr.drafts import Score, Task, UserError
 from milr.registry import shorten
 from milr.settings import check, setting
@@ -45,6 +45,12 @@ class SelfSettings:
     """Settings of `self`."""
 
     form: Literal["yes", "json"] = setting("yes", "yes: P(yes) of a question; json: the paper's verdict in strict JSON")
+    least_share: float = setting(
+        LEAST_SHARE,
+        "of the probability that yes and no must hold together, else it abstains",
+        low=0,
+        high=1,
+    )
     max_tokens: int = setting(128, "longest verdict of the form json (the paper's code: 128)", low=1, high=4096)
 
     def __post_init__(self) -> None:
@@ -56,12 +62,16 @@ class SelfCritic:
 
     name = NAME
 
-    def __init__(self, backbone: Backbone) -> None:
-        self._backbone = backbone
+    def __init__(self, backbone: Backbone, least_share: float = LEAST_SHARE) -> None:
+        self._backbone, self._least_share = backbone, least_share
 
     def score(self, images: Sequence[Image], tasks: Sequence[Task]) -> list[Score]:
-        """One graded answer for each image; never abstains."""
-        return [Score(value) for value in self._backbone.answer(images, [question(task.prompt) for task in tasks])]
+        """One graded answer for each image; abstains where the model answers neither yes nor no."""
+        asked = [question(task.prompt) for task in tasks]
+        return [
+            abstain(why) if value is None else Score(value)
+            for value, why in answers(self._backbone, images, asked, self._least_share)
+        ]
 
 
 class JsonSelfCritic:
@@ -76,6 +86,17 @@ class JsonSelfCritic:
         """Abstains where the model writes anything but the JSON that it was asked for."""
         requests = [_REQUEST.format(caption=json.dumps(task.prompt.strip(), ensure_ascii=False)) for task in tasks]
         return [read_verdict(text) for text in self._backbone.describe(images, requests, self._max_tokens)]
+
+
+def answers(
+    backbone: Backbone, images: Sequence[Image], questions: Sequence[str], least_share: float = LEAST_SHARE
+) -> list[tuple[float | None, str]]:
+    """P(yes) of a backbone for a question about each image, or None and why there is none. A backbone that does not
+    tell how much yes and no hold (`answer_and_share`) is believed."""
+    tells = getattr(backbone, "answer_and_share", None)
+    if tells is None:
+        return [(chance, "") for chance in backbone.answer(images, questions)]
+    return [believed(chance, held, least_share) for chance, held in tells(images, questions)]
 
 
 def question(prompt: str) -> str:
@@ -103,7 +124,7 @@ def make(backbone: Backbone | None, settings: SelfSettings) -> Critic:
     if backbone is None:
         raise UserError("The critic 'self' asks the model that draws, and there is none here.")
     if settings.form == "yes":
-        return SelfCritic(backbone)
+        return SelfCritic(backbone, settings.least_share)
     if not hasattr(backbone, "describe"):
         raise UserError(f"{backbone.info.name} cannot write about a picture, so 'self:json' cannot ask it; use 'self'.")
     return JsonSelfCritic(backbone, settings.max_tokens)

@@ -7,7 +7,6 @@ believed only as far as it keeps to the contract (`wire.py`).
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import re
 import weakref
@@ -16,7 +15,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from milr.critics.base import Critic
+from milr import network
+from milr.critics.base import Critic, Outage, abstain
 from milr.critics.remote import wire
 from milr.drafts import Score, Task, UserError
 from milr.registry import shorten
@@ -49,7 +49,7 @@ class Service:
     attempts: int = setting(8, "requests before a critic that fails or is busy counts as gone", low=1, high=1000)
     max_wait: float = setting(120.0, "seconds after which no further attempt is made", low=0.1, high=86_400)
     batch: int = setting(8, "pictures in one request, as far as the service allows", low=1, high=1024)
-    insecure: bool = setting(False, "allow http to another machine: pictures and token can be read on the way")
+    insecure: bool = setting(False, "allow http to another machine: pictures can be read on the way; never a token")
 
     def __post_init__(self) -> None:
         check(self)
@@ -70,7 +70,7 @@ class Service:
             )
         if address.username is not None or address.password is not None:  # it would stand in every result
             raise UserError(f"A critic's address must not hold a name or a password; put a token into {TOKEN}.")
-        if address.scheme == "http" and not is_loopback(host) and not self.insecure:
+        if address.scheme == "http" and not network.is_loopback(host) and not self.insecure:
             raise UserError(
                 f"http to {shorten(host)} can be read on the way; use https or an SSH tunnel, or write "
                 f"service,url={shorten(self.url)},insecure=true where the network is yours."
@@ -97,8 +97,10 @@ class ServiceCritic:
             try:
                 scores += self._ask(items)
             except _Later as gone:  # it was asked often enough: no second wait for the rest of this batch
-                reason = f"the critic at {self._url} does not answer ({gone})"
-                return scores + [Score(None, reason=reason)] * (len(images) - len(scores))
+                reason: str = f"the critic at {self._url} does not answer ({gone})"
+                # Unless it answers to another picture: then it fails over these.
+                reason = reason if not scores and self._scores_grey() else Outage(reason)
+                return scores + [abstain(reason)] * (len(images) - len(scores))
         return scores
 
     def _ask(self, items: Sequence[bytes]) -> list[Score]:
@@ -110,10 +112,21 @@ class ServiceCritic:
         except _Refused as error:
             if len(items) > 1:  # one bad picture must not cost the others their score
                 return [score for item in items for score in self._ask([item])]
-            reason = f"the critic at {self._url} refuses the picture: {error}"
+            reason: str = f"the critic at {self._url} refuses the picture: {error}"
         except ValueError as error:
-            reason = f"the critic at {self._url} cannot be understood: {error}"
-        return [Score(None, reason=reason)] * len(items)
+            reason = Outage(f"the critic at {self._url} cannot be understood: {error}")
+        return [abstain(reason)] * len(items)
+
+    def _scores_grey(self) -> bool:
+        """Whether the service scores a picture that nobody could fail over."""
+        from PIL import Image
+
+        grey = wire.write_item(Image.new("RGB", (64, 64), (128, 128, 128)), Task("a grey square"))
+        try:
+            wire.read_scores(self._send("POST", wire.SCORE, wire.write_request([grey]), attempts=1), 1)
+        except (_Later, _Refused, ValueError):
+            return False
+        return True
 
     def _limits(self) -> wire.Limits:
         if self._info is None:
@@ -150,6 +163,8 @@ class ServiceCritic:
         import httpx
 
         token = token_in(self._settings.token)
+        if token:
+            network.refuse_open(self._settings.token, self._url, f"unset {self._settings.token}")
         headers = {"Accept-Encoding": "identity"}  # a small compressed reply could be a huge one
         if body is not None:
             headers["Content-Type"] = "application/json"
@@ -163,16 +178,20 @@ class ServiceCritic:
                     if len(content) > REPLY_BYTES:
                         raise _Refused(f"its reply has more than {REPLY_BYTES:,} bytes")
         except httpx.RequestError as error:
-            raise _Later(f"{type(error).__name__}: {shorten(str(error), 200)}") from error
+            if (complaint := network.certificate_complaint(error, urlsplit(self._url).netloc)) is not None:
+                raise UserError(complaint) from error
+            raise _Later(f"{type(error).__name__}: {network.trouble(error)}{self._by_way}") from error
         except httpx.InvalidURL as error:
             raise UserError(f"'{shorten(self._url)}' is no address of a critic ({error}); correct it.") from error
+        if token and network.holds(token, content.decode("utf-8", "replace")):
+            raise _Refused("it sent the token back, so its reply was thrown away")
         if response.status_code == 200:
             return bytes(content)
         raise self._failure(
-            response.status_code, response.headers.get("Retry-After", ""), bytes(content), token is not None
+            path, response.status_code, response.headers.get("Retry-After", ""), bytes(content), token is not None
         )
 
-    def _failure(self, status: int, retry_after: str, content: bytes, had_token: bool) -> Exception:
+    def _failure(self, path: str, status: int, retry_after: str, content: bytes, had_token: bool) -> Exception:
         """What a reply that is no success means."""
         code, said = wire.read_error(content)
         said = shorten(said, 300) or "no reason given"
@@ -181,11 +200,15 @@ class ServiceCritic:
             return UserError(f"The critic at {self._url} {wrong} {self._settings.token}.")
         if status == 403:
             return UserError(f"The critic at {self._url} refuses to answer: {said}")
+        if 300 <= status < 400:
+            return _Later(f"HTTP {status}: it redirects, which is not followed; give the final address", 0.0)
+        if status in (404, 405, 410) and path == wire.SCORE:
+            return _Later(f"HTTP {status}: it is no critic any more", 0.0)
         if code == wire.STOPPED:
             return UserError(f"The critic at {self._url} cannot go on: {said}")
         if status in (408, 429) or status >= 500:
             wait = float(retry_after) if re.fullmatch(r"\d{1,6}", retry_after) else None
-            return _Later(f"HTTP {status}: {said}", wait)
+            return _Later(f"HTTP {status}: {said}{self._by_way}", wait)
         return _Refused(f"HTTP {status}: {said}")
 
     def _wait_before(self, error: Exception) -> bool | float:
@@ -194,15 +217,13 @@ class ServiceCritic:
             return False
         return True if error.wait is None else min(error.wait, LONGEST_WAIT, self._settings.max_wait)
 
-    def _connect(self) -> httpx.Client:
-        import httpx
+    @property
+    def _by_way(self) -> str:
+        proxy = network.proxy_for(self._url)
+        return "" if proxy is None else f", through the proxy in {proxy.named_by}"
 
-        client = httpx.Client(
-            timeout=self._settings.timeout,
-            follow_redirects=False,
-            # A proxy for the world must not get what is meant for this machine.
-            trust_env=not is_loopback(urlsplit(self._url).hostname or ""),
-        )
+    def _connect(self) -> httpx.Client:
+        client = network.connect(self._url, self._settings.timeout)
         weakref.finalize(self, client.close)
         return client
 
@@ -243,14 +264,6 @@ def _requests(images: Sequence[Image], tasks: Sequence[Task], limits: wire.Limit
         yield items
 
 
-def is_loopback(host: str) -> bool:
-    """Whether a host (a name, or an address without brackets) is this machine by its very name."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host.lower() == "localhost"
-
-
 def check_variable(name: str) -> None:
     """Raise UserError for what cannot be the name of a token's environment variable: it may be the token itself."""
     if not re.fullmatch(r"[A-Z_][A-Z0-9_]*", name):
@@ -281,6 +294,7 @@ def make(backbone: Backbone, settings: Service) -> Critic:
         ) from error
     import logging
 
+    network.proxy_for(settings.url)
     logging.getLogger("stamina").addHandler(logging.NullHandler())  # a retry is not news for the terminal
     return ServiceCritic(settings)
 

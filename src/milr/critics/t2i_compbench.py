@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from milr.critics.base import Critic
 from milr.critics.local.detectors import Depth, DetectorSettings, NounDetector, nearness, noun_detector
 from milr.critics.local.models import folder_of
-from milr.critics.local.vqa_models import Blip, Clip, YesNo
+from milr.critics.local.vqa_models import LEAST_SHARE, Blip, Clip, YesNo
 from milr.critics.rules import prompt_parts
 from milr.critics.rules.t2i_compbench import (
     CONFIDENCE,
@@ -76,6 +76,9 @@ class Compbench(DetectorSettings):
     depth: str = setting("depth-anything/Depth-Anything-V2-Small-hf", "hub id or folder of a Depth Anything or DPT")
     clip: str = setting("openai/clip-vit-base-patch32", "hub id or folder of the CLIP for CLIPScore")
     least: float = setting(0.2, "the detector's confidence that stands for UniDet's 0.5", low=0.01, high=0.99)
+    least_share: float = setting(
+        LEAST_SHARE, "of the probability that BLIP's yes and no must hold together; below, it abstains", low=0, high=1
+    )
 
 
 @dataclass(frozen=True)
@@ -252,12 +255,15 @@ def as_unidet(score: float, least: float) -> float:
 # --- Scores from plain answers and detections (pure functions) ------------------------------------------------
 
 
-def bound(chunks: Sequence[str], yes: Sequence[float]) -> Score:
-    """B-VQA from P(yes) of each noun phrase."""
-    checks = tuple(
-        Check(f"{chunk}? yes {p:.2f}", p >= PASSED) for chunk, p in zip(chunks, yes, strict=True)
-    )  # fmt: skip
-    return Score(attribute_binding(yes), checks, "B-VQA: " + ", ".join(check.text for check in checks))
+def bound(chunks: Sequence[str], yes: Sequence[float | str]) -> Score:
+    """B-VQA from P(yes) of each noun phrase; abstains where there is none of one."""
+    known = [(chunk, p) for chunk, p in zip(chunks, yes, strict=True) if not isinstance(p, str)]
+    checks = tuple(Check(f"{chunk}? yes {p:.2f}", p >= PASSED) for chunk, p in known)
+    silent = next((reason for reason in yes if isinstance(reason, str)), None)
+    if silent is not None:
+        return Score(None, checks, f"of a thing BLIP says neither yes nor no: {silent}")
+    said = "B-VQA: " + ", ".join(check.text for check in checks)
+    return Score(attribute_binding([p for _, p in known]), checks, said)
 
 
 def placed(
@@ -317,7 +323,7 @@ def make(backbone: Backbone | None, settings: Compbench) -> Critic:
                 f"{name} has no weights as safetensors; give the folder of a copy that has: {setting_name}=FOLDER."
             )
     models = Models(
-        vqa=functools.cache(lambda: Blip(settings.vqa, settings)),
+        vqa=functools.cache(lambda: Blip(settings.vqa, settings, settings.least_share)),
         detector=functools.cache(lambda: noun_detector(settings.detector, settings)),
         depth=functools.cache(lambda: Depth(settings.depth, settings)),
         clip=functools.cache(lambda: Clip(settings.clip, settings)),

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-from milr.critics.base import Critic, Place
+from milr.critics.base import Critic, Place, abstain, mean
 from milr.critics.local.models import ModelSettings
 from milr.critics.remote.chat import Chat, ChatSettings, Question
 from milr.drafts import Check, Score, Task
@@ -106,7 +106,7 @@ class UnifiedRewardCritic:
         """Abstains where there is no reply, or no grade in it."""
         request = _REQUESTS[self._settings.version]
         replies = self._write(images, [request.replace("{prompt}", task.prompt.strip()) for task in tasks])
-        return [Score(None, reason=reason) if text is None else self._read(text) for text, reason in replies]
+        return [abstain(reason) if text is None else self._read(text) for text, reason in replies]
 
     def settle(self, place: Place) -> None:
         if self._chat is not None:
@@ -146,7 +146,7 @@ def read_aspects(text: str, aspect: str = "mean") -> Score:
         missing = ", ".join(name for name, grade in grades.items() if grade is None)
         return Score(None, reason=f"no grade from 1 to 5 for {missing} in the reply: {_end(text)}")
     said = ", ".join(f"{name} {grade:g}" for name, grade in zip(ASPECTS, known, strict=True))
-    grade = sum(known) / len(known) if aspect == "mean" else known[ASPECTS.index(aspect)]
+    grade = mean(known) if aspect == "mean" else known[ASPECTS.index(aspect)]
     return Score((grade - 1) / 4, reason=said)
 
 
@@ -157,8 +157,10 @@ def make(backbone: Backbone | None, settings: UnifiedRewardSettings) -> Critic:
         chat = Chat(settings)
 
         def ask(images: Sequence[Image], requests: Sequence[str]) -> list[tuple[str | None, str]]:
-            asked = [Question(text, image) for image, text in zip(images, requests, strict=True)]
-            return [(reply.text, reply.reason) for reply in chat.ask(asked)]
+            replies = chat.ask([Question(text, image) for image, text in zip(images, requests, strict=True)])
+            cut = sum(reply.fault == "cut" for reply in replies)
+            why = chat.too_short(but_some=cut < len(replies)) if cut else ""
+            return [(None, why) if reply.fault == "cut" else (reply.text, reply.why) for reply in replies]
 
         return UnifiedRewardCritic(ask, settings, chat)
     from milr.critics.local.vlm import VisionLanguageModel

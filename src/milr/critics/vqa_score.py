@@ -3,6 +3,8 @@ task's own questions (as GenEval2's Soft-TIFA does).
 
     P = mass on yes, Yes, " yes", " Yes" / (that + the same for no), at the first token of the answer
 
+An abstention where both together hold less than `least_share`: then the answer begins with something else.
+
 A task whose metadata has `checks` (questions whose answer is yes for a right picture, as in milr's prompt packs) is
 asked those; their geometric mean is the score, so that one clear no is not made good by many a yes. Any other task is
 asked about its whole prompt; with `parts` also about each thing that the prompt lists.
@@ -12,6 +14,7 @@ The model runs here, or behind a server (`url`), or is the one that draws (`mode
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +22,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from milr.critics import self_critic
-from milr.critics.base import Critic, Place
+from milr.critics.base import LEAST_SHARE, Critic, Outage, Place, abstain
+from milr.critics.base import mean as mean_of
 from milr.critics.local.models import ModelSettings
 from milr.critics.remote.chat import Chat, ChatSettings
 from milr.drafts import Check, Score, Task, UserError
@@ -50,6 +54,10 @@ class VqaSettings(ModelSettings, ChatSettings):
     url: str = setting("", "OpenAI-compatible server, or $NAME: an environment variable with it; empty: runs here")
     mean: Literal["geometric", "arithmetic", "least"] = setting("geometric", "how several answers become one score")
     parts: bool = setting(False, "ask also about each thing that a prompt without checks lists (a fox and two birds)")
+
+    least_share: float = setting(
+        LEAST_SHARE, "of the probability that yes and no must hold together; below, it abstains", low=0, high=1
+    )
 
     def __post_init__(self) -> None:
         if self.url:
@@ -125,7 +133,7 @@ def combine(chances: Sequence[float], mean: str) -> float:
     if mean == "least":
         return min(chances)
     if mean == "arithmetic":
-        return math.fsum(chances) / len(chances)
+        return mean_of(chances)
     if min(chances) <= 0:
         return 0.0
     return math.exp(math.fsum(map(math.log, chances)) / len(chances))  # a product of many would underflow
@@ -139,7 +147,9 @@ def _score(asked: Sequence[tuple[str, str]], answers: Answers, mean: str) -> Sco
         if chance is not None
     )
     if len(chances) < len(answers):
-        return Score(None, checks, next(reason for chance, reason in answers if chance is None))
+        reasons = [reason for chance, reason in answers if chance is None]
+        lasting = [reason for reason in reasons if not isinstance(reason, Outage)]
+        return abstain((lasting or reasons)[0], checks)
     # One question about the whole says no more than its number.
     return Score(combine(chances, mean), checks if len(checks) > 1 else ())
 
@@ -148,14 +158,16 @@ def make(backbone: Backbone | None, settings: VqaSettings) -> Critic:
     """The critic, with its model loaded or its server known."""
     if settings.url:
         chat = Chat(settings)
-        return VqaCritic(chat.yes_probabilities, settings, chat)
+        return VqaCritic(functools.partial(chat.yes_probabilities, least_share=settings.least_share), settings, chat)
     if not settings.asks_backbone:
         from milr.critics.local.vlm import VisionLanguageModel
 
-        return VqaCritic(VisionLanguageModel(settings.model, settings).yes_probabilities, settings)
+        model = VisionLanguageModel(settings.model, settings)
+        return VqaCritic(functools.partial(model.yes_probabilities, least_share=settings.least_share), settings)
     if backbone is None:
         raise UserError(f"vqa-score,model={BACKBONE} asks the model that draws, and there is none here.")
-    return VqaCritic(lambda images, asked: [(chance, "") for chance in backbone.answer(images, asked)], settings)
+    asks = functools.partial(self_critic.answers, backbone, least_share=settings.least_share)
+    return VqaCritic(asks, settings)
 
 
 SETTINGS = VqaSettings

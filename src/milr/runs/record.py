@@ -220,6 +220,7 @@ def _score(score: Score) -> dict[str, Any]:
             }
             for check in score.checks
         ],
+        **({"outage": True} if score.outage else {}),
     }
 
 

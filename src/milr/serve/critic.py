@@ -19,8 +19,9 @@ from milr import registry
 from milr.critics import naming
 from milr.critics.base import Critic, Place, judge
 from milr.critics.remote import wire
-from milr.critics.service import TOKEN, check_variable, is_loopback, token_in
+from milr.critics.service import TOKEN, check_variable, token_in
 from milr.drafts import UserError
+from milr.network import is_loopback
 from milr.version import __version__
 
 if TYPE_CHECKING:

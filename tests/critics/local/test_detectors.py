@@ -1,5 +1,6 @@
 """From outputs to detections by hand; then the real classes on small random checkpoints, loaded as users load them."""
 
+import functools
 import math
 from pathlib import Path
 
@@ -101,7 +102,10 @@ def test_nearness_is_the_mean_within_a_box():
 
 def test_the_share_of_yes():
     logits = torch.tensor([[9.0, math.log(3), 0.0], [0.0, 1.0, 1.0]])
-    assert vqa_models.yes_share(logits, 1, 2) == pytest.approx([0.75, 0.5])
+    assert vqa_models.yes_shares(logits, 1, 2, least=0) == pytest.approx([0.75, 0.5])
+    why, share = vqa_models.yes_shares(logits, 1, 2)
+    assert why == "yes and no hold 0.0005 of the probability together, less than least_share=0.01"
+    assert share == pytest.approx(0.5)
 
 
 # --- The real classes -----------------------------------------------------------------------------------------
@@ -112,8 +116,8 @@ KINDS = {
     "owlv2": (tiny.owlv2, detectors.Owlv2),
     "dpt": (tiny.dpt, detectors.Depth),
     "depth_anything": (tiny.depth_anything, detectors.Depth),
-    "git": (tiny.git, vqa_models.Git),
-    "blip": (tiny.blip, vqa_models.Blip),
+    "git": (tiny.git, functools.partial(vqa_models.Git, least_share=0)),  # random weights have no answer
+    "blip": (tiny.blip, functools.partial(vqa_models.Blip, least_share=0)),
     "clip": (tiny.clip, vqa_models.Clip),
 }
 

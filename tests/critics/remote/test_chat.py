@@ -1,6 +1,7 @@
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 import time
@@ -183,8 +184,9 @@ def test_a_server_that_is_not_there(waits):
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        ("401", "refused the key .401.; check the variable OPENAI_API_KEY"),
-        ("403", "refused the key .403."),
+        ("401", "refused the key .401: this is 401.; check the variable OPENAI_API_KEY"),
+        ("refuse-403-Invalid API key", "refused the key .403: Invalid API key."),
+        ("refuse-403-Your account was blocked: usage policy", "refused the key .403: Your account"),
         ("402", "no credit left"),
         ("quota", "account of OPENAI_API_KEY at .* has no credit left"),
         ("404", "no such model or address .404: this is 404.; check 'model' and 'url'"),
@@ -423,9 +425,11 @@ def test_a_variable_that_holds_no_key_is_not_repeated(key, monkeypatch):
     assert key not in str(caught.value)
 
 
-def test_a_paid_key_does_not_go_unencrypted_to_another_machine():
-    asks = Chat(ChatSettings(url="http://judge.example/v1"))
-    with pytest.raises(UserError, match=r"would go to judge\.example unencrypted"):
+@pytest.mark.parametrize("name", ["OPENAI_API_KEY", "MY_OWN_KEY"])
+def test_no_key_goes_unencrypted_to_another_machine(name, monkeypatch):
+    monkeypatch.setenv(name, CANARY)
+    asks = Chat(ChatSettings(url="http://judge.example/v1", key=name))
+    with pytest.raises(UserError, match=rf"key in {name} would go to judge\.example unencrypted"):
         asks.ask_all([question()])
 
 
@@ -491,12 +495,11 @@ def test_p_yes_of_the_first_token():
     ("logprobs", "expected", "reason"),
     [
         ([("Yes", -0.1)], 1.0, ""),
-        ([("Yesterday", -0.1), ("no", -3.0)], 0.0, ""),
+        ([("Yesterday", -0.1), ("no", -2.9)], 0.0, ""),
+        ([("So", -0.0001), ("yes", -13.1), ("no", -16.0)], None, "yes and no hold 2e-06 .*=0.05 .*begins with 'So'"),
+        ([("So", -0.1), ("yes", -3.0)], None, "hold 0.05 of the probability"),
         ([("The", -0.1), ("Ja", -2.0)], None, "neither yes nor no"),
         ([("<think>", 0.0)], None, "neither yes nor no"),
-        ([("yes", float("nan"))], None, "no chat completion"),
-        ([("yes", 3.0)], None, "no chat completion"),
-        ([("yes", "0")], None, "no chat completion"),
         ([], None, "no log-probabilities"),
         (None, None, "no log-probabilities"),
     ],
@@ -508,7 +511,15 @@ def test_odd_alternatives(logprobs, expected, reason, waits):
     with stub_judge(lambda number: f"body-{body}") as stub:
         ((value, why),) = client(stub).yes_probabilities([gray(1)], ["Is it light?"])
     assert value == expected
-    assert reason in why
+    assert re.search(reason, why)
+
+
+@pytest.mark.parametrize("number", [float("nan"), 3.0, "0"])
+def test_a_server_whose_probabilities_are_none_is_the_users_to_change(number, waits):
+    content = {"content": [{"token": "yes", "logprob": number}]}
+    body = json.dumps({"choices": [{"message": {"content": "Yes"}, "logprobs": content}]})
+    with stub_judge(lambda _: f"body-{body}") as stub, pytest.raises(UserError, match="no chat completion"):
+        client(stub).yes_probabilities([gray(1)], ["Is it light?"])
 
 
 def test_probabilities_are_kept_as_well(tmp_path):
@@ -557,7 +568,26 @@ def test_an_empty_batch_connects_to_nobody():
     assert time.monotonic() - started < 1
 
 
-def test_a_refusal_is_a_reply():
-    body = '{"choices": [{"message": {"content": null, "refusal": "I cannot"}}]}'
+def test_a_refusal_is_a_reason_and_costs_what_it_costs():
+    usage = {"prompt_tokens": 9, "completion_tokens": 1}
+    body = json.dumps({"choices": [{"message": {"content": None, "refusal": "I cannot"}}], "usage": usage})
     with stub_judge(lambda number: f"body-{body}") as stub:
-        assert client(stub).ask_all([question()]) == [Reply("I cannot")]
+        asks = client(stub)
+        (reply,) = asks.ask_all([question()])
+    assert (reply.text, reply.reason, reply.fault) == (None, "the model would not answer: I cannot", "flagged")
+    assert asks.spent.tokens_in == 9
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        [{"type": "text", "text": "a fox"}],
+        [{"type": "thinking", "thinking": "a dog?"}, {"type": "text", "text": "a "}, {"type": "text", "text": "fox"}],
+        [{"type": "reasoning", "text": "a dog"}, {"type": "output_text", "text": "a fox"}],
+        ["a fox"],
+    ],
+)
+def test_a_reply_in_parts_is_the_text_of_its_parts(content):
+    body = json.dumps({"choices": [{"message": {"content": content}}]})
+    with stub_judge(lambda number: f"body-{body}") as stub:
+        assert client(stub).ask_all([question()]) == [Reply("a fox")]

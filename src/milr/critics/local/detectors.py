@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from milr.critics.local.models import Frozen, ModelSettings, folder_of, in_batches, load_model
+from milr.critics.local.models import Frozen, ModelSettings, folder_of, in_batches
 from milr.critics.rules.t2i_compbench import Detection
 from milr.drafts import Box, UserError
 from milr.settings import setting
@@ -80,7 +80,7 @@ class Mask2Former(Frozen):
         return [
             instances_of(classes.float(), masks.float(), pixels.shape[-2:], image.size, least)
             for classes, masks, (image, least) in zip(
-                out.class_queries_logits, out.masks_queries_logits, items, strict=True
+                self._sound(out.class_queries_logits), self._sound(out.masks_queries_logits), items, strict=True
             )
         ]
 
@@ -126,7 +126,7 @@ class GroundingDino(Frozen):
                 grounded(logits.float(), boxes.float(), noun_tokens(nouns, where), nouns, image.size, least), OVERLAP
             )
             for logits, boxes, where, (image, nouns, least) in zip(
-                out.logits, out.pred_boxes, offsets, items, strict=True
+                self._sound(out.logits), self._sound(out.pred_boxes), offsets, items, strict=True
             )
         ]
 
@@ -173,21 +173,21 @@ class Owlv2(Frozen):
             )
         return [
             suppress(owl_detections(logits.float(), boxes.float(), nouns, image.size, least), OVERLAP)
-            for logits, boxes, (image, nouns, least) in zip(out.logits, out.pred_boxes, items, strict=True)
+            for logits, boxes, (image, nouns, least) in zip(
+                self._sound(out.logits), self._sound(out.pred_boxes), items, strict=True
+            )
         ]
 
 
-class Depth:
+class Depth(Frozen):
     """Inverse depth by one of transformers' depth models: bigger is nearer, without a unit."""
 
     def __init__(self, name_or_dir: str, settings: ModelSettings) -> None:
         from transformers import DPTImageProcessorPil
 
-        self._device, self._dtype = settings.target()
-        folder = folder_of(name_or_dir)
-        self._batch = settings.batch
-        self._model = load_model(_depth_class(folder), folder, self._device, self._dtype)
-        self._processor = image_processor(DPTImageProcessorPil, folder)
+        settings.target()
+        super().__init__(_depth_class(folder_of(name_or_dir)), name_or_dir, settings)
+        self._processor = image_processor(DPTImageProcessorPil, self._folder)
 
     def maps(self, images: Sequence[Image]) -> list[torch.Tensor]:
         """Per image its map [height, width] in the image's own pixels, on the CPU."""
@@ -199,8 +199,8 @@ class Depth:
         pixels = self._processor([image for (image,) in items], return_tensors="pt")["pixel_values"]
         width, height = items[0][0].size
         with torch.inference_mode():
-            depth = self._model(pixel_values=pixels.to(self._device, self._dtype)).predicted_depth.float()
-            resized = torch.nn.functional.interpolate(depth[:, None], (height, width), mode="bicubic")
+            depth = self._sound(self._model(pixel_values=pixels.to(self._device, self._dtype)).predicted_depth)
+            resized = torch.nn.functional.interpolate(depth.float()[:, None], (height, width), mode="bicubic")
         return list(resized[:, 0].cpu())
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -134,22 +135,42 @@ def _model_type(folder: str) -> str | None:
     return found if isinstance(found, str) else None
 
 
-def unit_vectors(features: Any) -> torch.Tensor:
-    """[B, D] float32 of length 1 from CLIP's features: transformers 5 gives an object with the projection in it."""
-    projected: torch.Tensor = getattr(features, "pooler_output", features).float()
+def unit_vectors(features: Any, name: str) -> torch.Tensor:
+    """[B, D] float32 of length 1 from the features of the CLIP of this name: transformers 5 gives an object with the
+    projection in it. Raises UserError where they are no numbers."""
+    projected = getattr(features, "pooler_output", features)
+    dtype = str(projected.dtype)
+    projected = projected.float()
     length: torch.Tensor = projected.norm(dim=-1, keepdim=True)
-    return projected / length
+    return sound(projected / length, name, dtype)
+
+
+def sound(numbers: torch.Tensor, name: str, dtype: str = "") -> torch.Tensor:
+    """What the model of this name computed, as it is. Raises UserError where it holds NaN or an overflow: a score made
+    of that would say that nothing was found, or that the picture is worth nothing. (-inf is a mask, and sound.)
+
+    Looks at the numbers, which on a GPU waits for them: ask once a batch.
+    """
+    if not bool((numbers < math.inf).all()):  # False for NaN
+        kind = (dtype or str(numbers.dtype)).removeprefix("torch.")
+        raise UserError(f"The critic's model {name} computes NaN{hub.other_dtype(kind, 'dtype=')}.")
+    return numbers
 
 
 class Frozen:
-    """A model that is loaded once, with what its runs need: device, number format, batch, and its folder."""
+    """A model that is loaded once, with what its runs need: device, number format, batch, its folder and name."""
 
     def __init__(self, kind: Any, name_or_dir: str, settings: ModelSettings) -> None:
         """`kind` is a class of transformers. Raises UserError."""
         self._device, self._dtype = settings.target()
         self._folder = folder_of(name_or_dir)
+        self._name = hub.name_of(self._folder)
         self._batch = settings.batch
         self._model = load_model(kind, self._folder, self._device, self._dtype)
+
+    def _sound(self, numbers: torch.Tensor) -> torch.Tensor:
+        """See `sound`."""
+        return sound(numbers, self._name, str(self._dtype))
 
 
 def in_batches(run: Callable[[Sequence[Item]], Sequence[Found]], items: Sequence[Item], batch: int) -> list[Found]:

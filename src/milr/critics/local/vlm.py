@@ -11,7 +11,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from milr.critics.local.models import ModelSettings, folder_of, in_batches, load_model
+from milr import hub
+from milr.critics.base import LEAST_SHARE, yes_share
+from milr.critics.local.models import ModelSettings, folder_of, in_batches, load_model, sound
 from milr.drafts import UserError
 from milr.registry import shorten
 
@@ -57,6 +59,7 @@ class VisionLanguageModel:
 
         target = settings.target()
         folder = folder_of(model)
+        self._name = hub.name_of(folder)
         self._processor = _processor(folder)
         tokenizer = getattr(self._processor, "tokenizer", None)
         if tokenizer is None:  # transformers gives a bare tokenizer (or image processor) for other models
@@ -74,12 +77,14 @@ class VisionLanguageModel:
         ends = self._model.generation_config.eos_token_id
         self._ends = {ends} if isinstance(ends, int) else set(ends or ())
 
-    def yes_probabilities(self, images: Sequence[Image], questions: Sequence[str]) -> list[tuple[float | None, str]]:
+    def yes_probabilities(
+        self, images: Sequence[Image], questions: Sequence[str], least_share: float = LEAST_SHARE
+    ) -> list[tuple[float | None, str]]:
         """P(yes) / (P(yes) + P(no)) of the first word of each answer, or None and why there is none."""
 
         def some(pairs: Sequence[tuple[Image, str]]) -> list[tuple[float | None, str]]:
             logits = self._generate(pairs, 1).logits[0]
-            return yes_against_no(logits, self._yes, self._no)
+            return yes_against_no(logits, self._yes, self._no, least_share)
 
         return in_batches(some, list(zip(images, questions, strict=True)), self._batch)
 
@@ -99,6 +104,7 @@ class VisionLanguageModel:
         import torch
 
         images, questions = zip(*pairs, strict=True)
+        highest = _Highest()
         inputs = self._processor(
             images=[[image.convert("RGB")] for image in images],
             text=[self._request(question) for question in questions],
@@ -116,7 +122,9 @@ class VisionLanguageModel:
                 pad_token_id=self._processor.tokenizer.pad_token_id,
                 return_dict_in_generate=True,
                 output_logits=count == 1,
+                logits_processor=[highest],
             )
+        sound(highest.sum, self._name, str(self._model.dtype))
         found.sequences = found.sequences[:, inputs["input_ids"].shape[1] :]
         return found
 
@@ -131,6 +139,16 @@ class VisionLanguageModel:
         return text
 
 
+class _Highest:
+    """Adds up the highest logits of all steps, which are NaN where one of any step was, without looking at them."""
+
+    sum: Any = 0.0
+
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
+        self.sum = self.sum + scores.float().amax()
+        return scores
+
+
 def answer_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
     """First tokens of the spellings of yes, and of no, without those that begin both (a space of its own)."""
 
@@ -141,14 +159,13 @@ def answer_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
     return sorted(yes - no), sorted(no - yes)
 
 
-def yes_against_no(logits: Any, yes: Sequence[int], no: Sequence[int]) -> list[tuple[float | None, str]]:
+def yes_against_no(
+    logits: Any, yes: Sequence[int], no: Sequence[int], least_share: float = LEAST_SHARE
+) -> list[tuple[float | None, str]]:
     """P(yes) / (P(yes) + P(no)) of each row of logits [B, V]: the mass on either word's first tokens."""
     mass = logits.float().softmax(-1)
     pairs = zip(mass[:, list(yes)].sum(-1).tolist(), mass[:, list(no)].sum(-1).tolist(), strict=True)
-    return [(said / (said + denied), "") if said + denied > 0 else (None, NEITHER) for said, denied in pairs]
-
-
-NEITHER = "the model's answer begins neither with yes nor with no"
+    return [yes_share(said, denied, least_share) for said, denied in pairs]
 
 
 def _processor(folder: str) -> Any:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from milr.critics.base import yes_share
 from milr.critics.local.detectors import batched, image_processor, tokenizer
 from milr.critics.local.models import Frozen, ModelSettings, in_batches, unit_vectors
 from milr.drafts import UserError
@@ -17,33 +18,35 @@ if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
 
+LEAST_SHARE = 0.01  # these were taught to answer half a question ('red bench?') in any of thousands of words
 LONGEST_QUESTION = 35  # tokens, as the authors of BLIP's VQA cut it
 
 
 class YesNo(Protocol):
     """Answers questions about pictures."""
 
-    def p_yes(self, images: Sequence[Image], questions: Sequence[str]) -> list[float]:
-        """P(yes) in [0, 1] of the i-th question about the i-th image."""
+    def p_yes(self, images: Sequence[Image], questions: Sequence[str]) -> list[float | str]:
+        """P(yes) in [0, 1] of the i-th question about the i-th image, or why there is none."""
         ...
 
 
 class Git(Frozen):
     """GIT-VQA: the word after '[CLS] red bench?'."""
 
-    def __init__(self, name_or_dir: str, settings: ModelSettings) -> None:
+    def __init__(self, name_or_dir: str, settings: ModelSettings, least_share: float = LEAST_SHARE) -> None:
         from transformers import GitForCausalLM
 
         super().__init__(GitForCausalLM, name_or_dir, settings)
+        self._least = least_share
         self._processor = _square_processor(self._folder, self._model.config.vision_config.image_size)
         self._tokenizer = tokenizer(self._folder)
         self._yes, self._no = yes_and_no(self._tokenizer, self._folder)
 
-    def p_yes(self, images: Sequence[Image], questions: Sequence[str]) -> list[float]:
+    def p_yes(self, images: Sequence[Image], questions: Sequence[str]) -> list[float | str]:
         """See YesNo."""
         return batched(self._run, list(zip(images, questions, strict=True)), self._batch)
 
-    def _run(self, items: Sequence[tuple[Image, str]]) -> list[float]:
+    def _run(self, items: Sequence[tuple[Image, str]]) -> list[float | str]:
         import torch
 
         start = int(self._tokenizer.cls_token_id)
@@ -59,7 +62,7 @@ class Git(Frozen):
             logits = self._model(pixel_values=pixels.to(self._device, self._dtype), input_ids=ids).logits
         before = logits.shape[1] - longest  # positions of the picture
         last = torch.stack([logits[row, before + len(rows[row]) - 1] for row in range(len(rows))])
-        return yes_share(last, self._yes, self._no)
+        return yes_shares(self._sound(last), self._yes, self._no, self._least)
 
 
 class Blip(Frozen):
@@ -68,10 +71,11 @@ class Blip(Frozen):
     transformers' own class leaves [CLS] there, which the encoder was not trained with, and gives no probability.
     """
 
-    def __init__(self, name_or_dir: str, settings: ModelSettings) -> None:
+    def __init__(self, name_or_dir: str, settings: ModelSettings, least_share: float = LEAST_SHARE) -> None:
         from transformers import BlipForQuestionAnswering, BlipImageProcessorPil
 
         super().__init__(BlipForQuestionAnswering, name_or_dir, settings)
+        self._least = least_share
         side = int(self._model.config.vision_config.image_size)
         self._processor = image_processor(BlipImageProcessorPil, self._folder, size={"height": side, "width": side})
         self._tokenizer = tokenizer(self._folder)
@@ -83,13 +87,13 @@ class Blip(Frozen):
                 f"{Path(self._folder).name} has no [ENC] word; take a BLIP that was trained to answer questions."
             )
 
-    def p_yes(self, images: Sequence[Image], questions: Sequence[str]) -> list[float]:
+    def p_yes(self, images: Sequence[Image], questions: Sequence[str]) -> list[float | str]:
         """See YesNo."""
         rows = [self._tokenizer(text, truncation=True, max_length=LONGEST_QUESTION)["input_ids"] for text in questions]
         # By length: transformers' decoder attends to filled-up places of a question, whatever the mask says.
         return batched(self._run, list(zip(images, rows, strict=True)), self._batch, [len(row) for row in rows])
 
-    def _run(self, items: Sequence[tuple[Image, list[int]]]) -> list[float]:
+    def _run(self, items: Sequence[tuple[Image, list[int]]]) -> list[float | str]:
         import torch
 
         ids = torch.tensor([row for _, row in items], device=self._device)
@@ -109,7 +113,7 @@ class Blip(Frozen):
                 encoder_hidden_states=asked,
                 encoder_attention_mask=mask,
             ).logits
-        return yes_share(logits[:, 0], self._yes, self._no)
+        return yes_shares(self._sound(logits[:, 0]), self._yes, self._no, self._least)
 
 
 class Clip(Frozen):
@@ -146,7 +150,7 @@ class Clip(Frozen):
         pixels = self._processor(list(images), return_tensors="pt")["pixel_values"]
         with torch.inference_mode():
             features = self._model.get_image_features(pixel_values=pixels.to(self._device, self._dtype))
-            return list(unit_vectors(features).cpu())
+            return list(unit_vectors(features, self._name).cpu())
 
     def _read(self, texts: Sequence[str]) -> Sequence[torch.Tensor]:
         import torch
@@ -157,12 +161,14 @@ class Clip(Frozen):
             features = self._model.get_text_features(
                 input_ids=read["input_ids"].to(self._device), attention_mask=read["attention_mask"].to(self._device)
             )
-            return list(unit_vectors(features).cpu())
+            return list(unit_vectors(features, self._name).cpu())
 
 
-def yes_share(logits: torch.Tensor, yes: int, no: int) -> list[float]:
-    """p(yes) / (p(yes) + p(no)) of each row of logits [B, vocabulary]."""
-    return [float(value) for value in (logits[:, yes].float() - logits[:, no].float()).sigmoid()]
+def yes_shares(logits: torch.Tensor, yes: int, no: int, least: float = LEAST_SHARE) -> list[float | str]:
+    """p(yes) / (p(yes) + p(no)) of each row of logits [B, vocabulary], or why it means nothing."""
+    both = logits.float().softmax(-1)[:, [yes, no]].tolist()
+    answers = [yes_share(said, denied, least) for said, denied in both]
+    return [why if share is None else share for share, why in answers]
 
 
 def yes_and_no(words: Any, folder: str) -> tuple[int, int]:

@@ -24,22 +24,21 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
-from milr.critics.base import NOWHERE, Place
+from milr import network
+from milr.critics.base import LEAST_SHARE, NOWHERE, Outage, Place, yes_share
 from milr.disk import sync_folder, write_whole
 from milr.drafts import UserError
 from milr.registry import shorten
 from milr.settings import check, setting
 
 if TYPE_CHECKING:
-    import ssl
-
     import httpx
     from PIL.Image import Image
 
@@ -47,9 +46,36 @@ PAID_KEY = "OPENAI_API_KEY"
 PAID_URL = "https://api.openai.com/v1"
 LARGEST_REPLY = 1 << 20  # bytes of a response; a verdict has some hundred
 LONGEST_REASON = 200  # characters of a reason
-SHORTEST_SECRET = 8  # letters; local servers are given stand-ins such as "x", which any reply may hold
 AGAIN = {408, 409, 425, 429}  # and 5xx: what may go well a little later
 ALTERNATIVES = 20  # of the first token, with their probabilities; the most that servers give
+
+# What providers write where a status alone does not say what is wrong. In this order: an account that was "blocked for
+# violating our policies" is no picture that was.
+NO_CREDIT = re.compile(
+    r"insufficient[ _-]?(quota|balance|credit|fund)|credit balance|(out of|no|not enough|available) credits?\b"
+    r"|exceeded_current_quota|hard[ _]limit|payment required|arrear|overdue|top up|recharge",
+    re.IGNORECASE,
+)
+ACCOUNT = re.compile(
+    r"(account|organi[sz]ation|project|workspace|api[ _-]?key|token|user)\b.{0,40}\b"
+    r"(suspend|disabl|deactivat|banned|blocked|revoked|expired|restricted|terminated)",
+    re.IGNORECASE | re.DOTALL,
+)
+MODERATION = re.compile(
+    r"moderat|flagged|content[ _-]?(filter|polic|management|safety|check)|safety|responsible[ _]?ai|inappropriate"
+    r"|sensitive|harmful|prohibited|usage polic|data_?inspection|violat|nsfw|explicit|disallowed",
+    re.IGNORECASE,
+)
+KEY = re.compile(
+    r"api[ _-]?key|credential|unauthori[sz]ed|authenti|permission|access|forbidden|not authori[sz]ed|token|region"
+    r"|country|territor|scope|role",
+    re.IGNORECASE,
+)
+CUT = ("length", "max_tokens", "max_output_tokens", "model_length")  # words for a reply that ran into its limit
+HELD_BACK = ("content_filter", "safety", "recitation", "prohibited_content", "blocklist", "spii", "refusal")
+
+Fault = Literal["", "away", "busy", "failing", "refused", "flagged", "cut"]
+OUTAGES = ("away", "busy", "failing")
 
 
 @dataclass(frozen=True)
@@ -101,11 +127,22 @@ class Question:
 @dataclass(frozen=True)
 class Reply:
     """What came back. `text` None is no reply, and `reason` says why; `first` are the first token's alternatives with
-    their log-probabilities."""
+    their log-probabilities.
+
+    `fault` is the kind of reason: nobody was there (away), too many asked (busy), the server broke down over it
+    (failing), would not take the question (refused) or took offence at it (flagged); or the reply, whose text is there,
+    ran into the limit on its length (cut).
+    """
 
     text: str | None
     reason: str = ""
     first: tuple[tuple[str, float], ...] = ()
+    fault: Fault = ""
+
+    @property
+    def why(self) -> str:
+        """The reason, an `Outage` where asking later may help."""
+        return Outage(self.reason) if self.fault in OUTAGES else self.reason
 
 
 @dataclass(frozen=True)
@@ -162,9 +199,9 @@ PURSE = Purse()
 class _NoReply(Exception):
     """Why a request failed, in words that a user may see; `after` is how long the server asks to wait."""
 
-    def __init__(self, reason: str, *, again: bool, after: float | None = None) -> None:
+    def __init__(self, reason: str, fault: Fault, *, again: bool = False, after: float | None = None) -> None:
         super().__init__(reason)
-        self.again, self.after = again, after
+        self.fault, self.again, self.after = fault, again, after
 
 
 class Chat:
@@ -177,13 +214,15 @@ class Chat:
         self.spent = Spent()
         self._url = _address(settings.url)
         self._host = urlsplit(self._url).netloc
+        self._proxy = network.proxy_for(self._url)
         self._prices = (
             _price(settings.price_in, "MILR_PRICE_IN"),
             _price(settings.price_out, "MILR_PRICE_OUT"),
         )
         self._check_key()
         self._dearest: float | None = None  # the most that a reply has cost
-        self._reached = False  # whether the server ever answered anything
+        self._heard = False  # whether a reply ever came, now or in an earlier run
+        self._whole = False  # whether one ever was not cut
         self._place = NOWHERE
         self._kept: dict[str, Reply] = {}
         self._lock = threading.Lock()
@@ -213,6 +252,7 @@ class Chat:
                 waiting[name] = (question, png)
             else:
                 replies[name] = kept
+                self._heard = self._whole = True
         if waiting:
             stop = threading.Event()
             at_once = min(self.settings.concurrency, len(waiting))
@@ -228,30 +268,59 @@ class Chat:
         return [replies[name] for name, _ in prepared]
 
     def ask(self, questions: Sequence[Question]) -> list[Reply]:
-        """`ask_all` for critics. As long as the server has not answered at all, nothing is an abstention: then its
-        address is wrong or it does not run, and thousands of drafts would be written down as not scored. Raises
-        UserError."""
+        """`ask_all` for critics, which must tell what is about a picture from what is about the server.
+
+        Where not one question got a reply, a grey square is asked about: only if that one gets a reply do the pictures
+        have to do with it, and their faults are abstentions. Else every later question would fare the same, and
+        thousands of drafts would be written down as not scored: UserError where the server refuses that too, or has
+        never answered; an `Outage` where it did answer before (`critics.base.judge` then ends the work).
+        """
         replies = self.ask_all(questions)
-        silent = next((reply for reply in replies if reply.text is None), None)
-        if silent is not None and not self._reached:
-            raise UserError(f"The judge does not answer ({silent.reason}); start its server, or correct 'url'.")
+        if not replies or any(reply.text is not None for reply in replies):
+            return replies
+        worst, faults = replies[0], {reply.fault for reply in replies}
+        if faults & {"failing", "refused"} or ("flagged" in faults and not self._heard):
+            with self._client(1) as client:
+                answer = self._ask(client, threading.Event(), *self._grey(questions[0]), attempts=1)
+            if answer.text is not None:  # it is there, and takes such questions
+                return [replace(one, fault="refused") if one.fault == "failing" else one for one in replies]
+            if answer.fault == "refused":
+                raise UserError(f"The judge refuses every question ({answer.reason}); correct its settings.")
+            worst = answer if answer.fault in OUTAGES else worst
+        if not self._heard and worst.fault in OUTAGES:
+            raise UserError(f"The judge does not answer ({worst.reason}); start its server, or correct 'url'.")
         return replies
 
-    def yes_probabilities(self, images: Sequence[Image], questions: Sequence[str]) -> list[tuple[float | None, str]]:
+    def too_short(self, but_some: bool = False) -> str:
+        """The reason for an abstention over a reply that was cut. Raises UserError as long as none ever was whole (and
+        not even some of this batch could be used): then the limit is too small for this model."""
+        cut = f"he reply of {shorten(self.settings.model)} was cut after {self.settings.max_tokens} tokens"
+        if self._whole or but_some:
+            return f"t{cut}; raise max_tokens"
+        raise UserError(
+            f"T{cut}: the limit is too small. Raise it in the critic's name (max_tokens="
+            f"{4 * self.settings.max_tokens}), or have a model that thinks aloud think less, at its server."
+        )
+
+    def yes_probabilities(
+        self, images: Sequence[Image], questions: Sequence[str], least_share: float = LEAST_SHARE
+    ) -> list[tuple[float | None, str]]:
         """P(yes) / (P(yes) + P(no)) of the first token of each answer, or None and the reason."""
         asked = [Question(text, image, first_token=True) for image, text in zip(images, questions, strict=True)]
-        return [self._yes(reply) for reply in self.ask(asked)]
+        return [self._yes(reply, least_share) for reply in self.ask(asked)]
 
     def _client(self, at_once: int) -> httpx.Client:
         """Connections for one batch: none stays open between batches, in a fork or at the end."""
-        import httpx
+        return network.connect(self._url, self.settings.timeout, at_once)
 
-        return httpx.Client(
-            verify=_certificates(),
-            timeout=httpx.Timeout(self.settings.timeout, connect=min(10.0, self.settings.timeout)),
-            limits=httpx.Limits(max_connections=at_once),
-            follow_redirects=False,  # a redirect could carry the key to another host
-        )
+    def _grey(self, question: Question) -> tuple[str, Question, bytes | None]:
+        """A question of the same form that nobody can take offence at, with its name and picture."""
+        from PIL import Image
+
+        image = None if question.image is None else Image.new("RGB", (64, 64), (128, 128, 128))
+        harmless = replace(question, user="Is this square grey? Answer in the form that was asked for.", image=image)
+        name, png = self._prepare(harmless)
+        return name, harmless, png
 
     # --- one question -----------------------------------------------------------------------------------------
 
@@ -282,7 +351,13 @@ class Chat:
         return hashlib.sha256(hashlib.sha256(png or b"").digest() + said).hexdigest(), png
 
     def _ask(
-        self, client: httpx.Client, stop: threading.Event, name: str, question: Question, png: bytes | None
+        self,
+        client: httpx.Client,
+        stop: threading.Event,
+        name: str,
+        question: Question,
+        png: bytes | None,
+        attempts: int | None = None,
     ) -> Reply:
         """The reply to one question, after as many attempts as it takes and is allowed."""
         import stamina
@@ -298,7 +373,7 @@ class Chat:
         try:
             for attempt in stamina.retry_context(
                 on=wait,
-                attempts=self.settings.attempts,
+                attempts=attempts or self.settings.attempts,
                 timeout=None,
                 wait_initial=0.5,
                 wait_max=self.settings.max_wait,
@@ -306,7 +381,7 @@ class Chat:
                 with attempt:
                     return self._send(client, stop, name, content)
         except _NoReply as error:
-            return Reply(None, str(error))
+            return Reply(None, str(error), fault=error.fault)
         except BaseException:
             stop.set()
             raise
@@ -318,7 +393,7 @@ class Chat:
         cost = 0.0
         try:
             if stop.is_set():
-                raise _NoReply("not asked: an earlier question ended the work", again=False)
+                raise _NoReply("not asked: an earlier question ended the work", "away")
             answer = _parse(self._post(client, content), self._host, self._harmless)
             with self._lock:
                 self.spent = Spent(
@@ -331,7 +406,15 @@ class Chat:
         finally:
             PURSE.give_back(reckoned, cost)
         if self._holds_key(answer.reply.text or "", *(token for token, _ in answer.reply.first)):
-            raise _NoReply(f"{self._host} sent the key back, so its reply was thrown away", again=False)
+            raise _NoReply(f"{self._host} sent the key back, so its reply was thrown away", "refused")
+        self._heard = True
+        if answer.refusal:
+            raise _NoReply(f"the model would not answer{self._harmless(answer.refusal)}", "flagged")
+        if answer.reply.fault == "cut":
+            return (
+                answer.reply
+            )  # not kept: half a reply is worth no file, and with another limit it is another question
+        self._whole = True
         self._keep(name, answer.reply)
         if self._place.max_judge_cost is not None and not answer.counted and any(self._prices):
             raise UserError(
@@ -351,44 +434,73 @@ class Chat:
         body = bytearray()
         try:
             with client.stream("POST", f"{self._url}/chat/completions", content=content, headers=headers) as response:
-                self._reached = True
                 for piece in response.iter_bytes():
                     body += piece
                     if len(body) > LARGEST_REPLY:
-                        raise _NoReply(f"{self._host} sent more than {LARGEST_REPLY:,} bytes", again=False)
+                        raise _NoReply(f"{self._host} sent more than {LARGEST_REPLY:,} bytes", "refused")
                     if time.monotonic() > ends:  # a server that drips never runs into a read timeout
-                        raise _NoReply(f"{self._host} did not finish within {self.settings.timeout:g} s", again=True)
+                        late = f"{self._host} did not finish within {self.settings.timeout:g} s"
+                        raise _NoReply(late, "failing", again=True)
+        except httpx.ConnectTimeout:
+            raise _NoReply(f"cannot reach {self._host}{self._by_way} (no answer)", "away", again=True) from None
         except httpx.TimeoutException:
-            raise _NoReply(f"no answer from {self._host} within {self.settings.timeout:g} s", again=True) from None
-        except httpx.ConnectError:
-            raise _NoReply(f"cannot reach {self._host}", again=True) from None
+            late = f"no answer from {self._host}{self._by_way} within {self.settings.timeout:g} s"
+            raise _NoReply(late, "failing", again=True) from None
+        except httpx.ProxyError as error:
+            said = self._harmless(str(error))
+            if "407" in said:
+                raise UserError(self._wants_password()) from None
+            raise _NoReply(f"cannot reach {self._host}{self._by_way}{said}", "away", again=True) from None
+        except httpx.ConnectError as error:
+            if (complaint := network.certificate_complaint(error, self._host)) is not None:
+                raise UserError(complaint) from None
+            why = network.trouble(error)
+            raise _NoReply(f"cannot reach {self._host}{self._by_way} ({why})", "away", again=True) from None
         except (httpx.TransportError, httpx.DecodingError) as error:
-            raise _NoReply(f"the connection to {self._host} broke ({type(error).__name__})", again=True) from None
+            broke = f"the connection to {self._host} broke ({type(error).__name__})"
+            raise _NoReply(broke, "failing", again=True) from None
         if response.status_code != 200:
             self._refuse(response.status_code, response.headers.get("Retry-After"), bytes(body))
+        if (status := _status_within(bytes(body))) is not None:  # some send every error as a success
+            self._refuse(status, None, bytes(body))
         return bytes(body)
+
+    @property
+    def _by_way(self) -> str:
+        """Which proxy a request goes through, for a reason."""
+        return "" if self._proxy is None else f" through the proxy in {self._proxy.named_by}"
+
+    def _wants_password(self) -> str:
+        assert self._proxy is not None
+        return f"The proxy in {self._proxy.named_by} wants a name and a password (407); put them into its address."
 
     def _refuse(self, status: int, retry_after: str | None, body: bytes) -> None:
         """Raise what a status other than 200 means."""
         code, words = _error_of(body)
-        said = self._harmless(words)
+        said, told = self._harmless(words), f"{code} {words}"
         variable = self.settings.key or "none"
-        if status in (401, 403):
+        if 300 <= status < 400:
+            raise _NoReply(f"{self._host} redirects ({status}), which is not followed: give the final url", "away")
+        if status == 407 and self._proxy is not None:
+            raise UserError(self._wants_password())
+        if status == 402 or (status < 500 and NO_CREDIT.search(told)):
+            raise UserError(f"The account of {variable} at {self._host} has no credit left ({status}{said}).")
+        is_moderation = MODERATION.search(told) and not ACCOUNT.search(told)
+        if status == 401 or (status == 403 and not is_moderation and (ACCOUNT.search(told) or KEY.search(told))):
             unset = "" if self._key() else " (which is not set)"
-            raise UserError(f"{self._host} refused the key ({status}); check the variable {variable}{unset}.")
-        if status == 402 or code == "insufficient_quota":
-            raise UserError(f"The account of {variable} at {self._host} has no credit left ({status}).")
+            raise UserError(f"{self._host} refused the key ({status}{said}); check the variable {variable}{unset}.")
         if status == 404:
             raise UserError(f"{self._host} knows no such model or address (404{said}); check 'model' and 'url'.")
-        if 300 <= status < 400:
-            raise _NoReply(f"{self._host} redirects ({status}), which is not followed; give the final url", again=False)
-        again = status in AGAIN or status >= 500
-        after = _seconds(retry_after) if again else None
-        raise _NoReply(f"{self._host} answered {status}{said}", again=again, after=after)
+        reason = f"{self._host} answered {status}{said}"
+        if status in AGAIN or status >= 500:
+            through = self._by_way if status in (502, 503, 504) else ""
+            fault: Fault = "failing" if status >= 500 else "busy"
+            raise _NoReply(reason + through, fault, again=True, after=_seconds(retry_after))
+        raise _NoReply(reason, "flagged" if is_moderation else "refused")
 
-    def _yes(self, reply: Reply) -> tuple[float | None, str]:
+    def _yes(self, reply: Reply, least_share: float) -> tuple[float | None, str]:
         if reply.text is None:
-            return None, reply.reason
+            return None, reply.why
         if not reply.first:
             return None, f"{self._host} gave no log-probabilities"
         chance = {"yes": 0.0, "no": 0.0}
@@ -396,10 +508,11 @@ class Chat:
             word = token.strip(" \t\r\n▁Ġ").lower()  # the last two stand for a space in raw tokens
             if word in chance:
                 chance[word] += math.exp(log_probability)
-        total = sum(chance.values())
-        if total == 0:
-            return None, f"neither yes nor no is among the first tokens (but {shorten(reply.first[0][0], 20)!r})"
-        return chance["yes"] / total, ""
+        begins = f"the answer begins with {shorten(reply.first[0][0], 20)!r}"
+        if sum(chance.values()) == 0:
+            return None, f"neither yes nor no is among the first tokens ({begins})"
+        found, why = yes_share(chance["yes"], chance["no"], least_share)
+        return found, why and f"{why} ({begins})"
 
     # --- key and prices ---------------------------------------------------------------------------------------
 
@@ -421,16 +534,13 @@ class Chat:
         key = os.environ.get(self.settings.key, "").strip()
         if not re.fullmatch(r"[\x21-\x7e]*", key):
             raise UserError(f"The variable {self.settings.key} holds no key (it has spaces or signs outside ASCII).")
-        if key and self.settings.key == PAID_KEY and self._url.startswith("http:") and not _is_here(self._host):
-            raise UserError(
-                f"The key in {PAID_KEY} would go to {self._host} unencrypted; use https, or key=none to send no key."
-            )
+        if key:
+            network.refuse_open(self.settings.key, self._url, "write key=none to send no key")
         return key
 
     def _holds_key(self, *texts: str) -> bool:
         """Whether texts hold the key, also one torn by spaces or escapes."""
-        key = _letters(self._key())
-        return len(key) >= SHORTEST_SECRET and key in _letters("".join(texts))
+        return network.holds(self._key(), *texts)
 
     def _harmless(self, words: str) -> str:
         """A server's words for a reason; nothing where they hold the key."""
@@ -485,6 +595,7 @@ class _Answer:
     tokens_in: int
     tokens_out: int
     counted: bool  # whether the server said so
+    refusal: str = ""  # why the model, or a filter behind it, would not answer
 
 
 def _parse(body: bytes, host: str, harmless: Callable[[str], str]) -> _Answer:
@@ -493,20 +604,56 @@ def _parse(body: bytes, host: str, harmless: Callable[[str], str]) -> _Answer:
         found = json.loads(body)
         choice = found["choices"][0]
         message = choice["message"]
-        text = message.get("content") or message.get("refusal") or ""
-        if not isinstance(text, str):
-            raise TypeError
+        text, refusal = _text_of(message.get("content")), str(message.get("refusal") or "")
         first = _alternatives(choice.get("logprobs"))
+        ended = str(choice.get("finish_reason") or "").lower()
         usage = found.get("usage")
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
         said = harmless(_error_of(body)[1])
         what = "an empty body" if not body.strip() else f"no chat completion{said}"
-        raise _NoReply(f"{host} sent {what}", again=True) from None
+        raise _NoReply(f"{host} sent {what}", "failing", again=True) from None
+    if ended in HELD_BACK:
+        refusal = refusal or "a content filter held its reply back"
+    reply = Reply(text, first=first, fault="cut" if ended in CUT and not first else "")
+    refusal = "" if text and ended not in HELD_BACK else refusal
     counts = usage if isinstance(usage, dict) else {}
     tokens_in, tokens_out = counts.get("prompt_tokens"), counts.get("completion_tokens")
     if type(tokens_in) is int and type(tokens_out) is int and min(tokens_in, tokens_out) >= 0:
-        return _Answer(Reply(text, first=first), tokens_in, tokens_out, True)
-    return _Answer(Reply(text, first=first), 0, 0, False)
+        return _Answer(reply, tokens_in, tokens_out, True, refusal)
+    return _Answer(reply, 0, 0, False, refusal)
+
+
+def _text_of(content: Any) -> str:
+    """The text of a message: as it is, or of a list of parts those that hold text (not what the model thought). Raises
+    TypeError for anything else."""
+    if content is None:
+        return ""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        raise TypeError
+    said = []
+    for part in content:
+        kind = part.get("type", "text") if isinstance(part, dict) else "text"
+        text = part.get("text") if isinstance(part, dict) else part
+        if kind in ("text", "output_text"):
+            if not isinstance(text, str):
+                raise TypeError
+            said.append(text)
+    return "".join(said)
+
+
+def _status_within(body: bytes) -> int | None:
+    """The status that an error in the body of a success names, None where there is no error."""
+    try:
+        found = json.loads(body)
+        found = found[0] if isinstance(found, list) else found
+        if "choices" in found:
+            return None
+        status = int(found["error"]["code"])
+    except (ValueError, TypeError, KeyError, IndexError, RecursionError):
+        return None
+    return status if 400 <= status < 600 else None
 
 
 def _alternatives(logprobs: Any) -> tuple[tuple[str, float], ...]:
@@ -538,14 +685,19 @@ def _reply_from(kept: Any) -> Reply:
 
 
 def _error_of(body: bytes) -> tuple[str, str]:
-    """Code and message of an error body, '' where it has none."""
+    """Codes and message of an error body, '' where it has none."""
     try:
         found = json.loads(body)
-        error = (found[0] if isinstance(found, list) else found)["error"]
-        code, message = (error.get("code"), error.get("message")) if isinstance(error, dict) else ("", error)
-    except (ValueError, TypeError, KeyError, IndexError, RecursionError):
+        found = found[0] if isinstance(found, list) else found
+        error = found.get("error") or found.get("detail") or found
+        if not isinstance(error, dict):
+            return "", str(error or "")
+        kinds = [error.get(name) for name in ("code", "type", "status")]
+        inner = error.get("innererror")
+        kinds.append(inner.get("code") if isinstance(inner, dict) else None)
+    except (ValueError, TypeError, IndexError, AttributeError, RecursionError):
         return "", ""
-    return str(code or ""), str(message or "")
+    return " ".join(str(kind) for kind in kinds if kind), str(error.get("message") or "")
 
 
 def _seconds(retry_after: str | None) -> float | None:
@@ -613,14 +765,6 @@ def _price(given: float | None, variable: str) -> float | None:
     return price
 
 
-def _is_here(host: str) -> bool:
-    return (urlsplit(f"//{host}").hostname or "") in ("localhost", "127.0.0.1", "::1")
-
-
-def _letters(text: str) -> str:
-    return "".join(sign for sign in text if sign.isalnum())
-
-
 @functools.cache
 def _packages() -> None:
     """Check once that what this file asks with is installed, and keep it from telling more than milr does."""
@@ -636,10 +780,3 @@ def _packages() -> None:
         logger = logging.getLogger(name)
         if logger.level == logging.NOTSET:
             logger.setLevel(level)
-
-
-@functools.cache
-def _certificates() -> ssl.SSLContext:
-    import httpx
-
-    return httpx.create_ssl_context()

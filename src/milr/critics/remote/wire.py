@@ -3,7 +3,7 @@
     GET  /v1/health   {"status": "ok"}
     GET  /v1/info     {"name", "summary", "version", "limits": {"items", "bytes", "pixels"}}
     POST /v1/score    {"items": [{"prompt", "image", "category"?, "metadata"?}]}
-                   -> {"critic", "scores": [{"value", "reason", "checks": [{"text", "passed", "boxes"}]}]}
+                   -> {"critic", "scores": [{"value", "reason", "checks": [{"text", "passed", "boxes"}], "outage"?}]}
     any error         {"error": {"code", "message"}}
 
 Both sides distrust what they read: sizes are checked before anything is decoded, nothing that is sent is an address
@@ -160,6 +160,7 @@ def write_scores(critic: str, scores: Sequence[Score]) -> bytes:
                 {"text": check.text, "passed": check.passed, "boxes": [list(box) for box in check.boxes]}
                 for check in score.checks
             ],
+            **({"outage": True} if score.outage else {}),
         }
         for score in scores
     ]
@@ -192,7 +193,7 @@ def _score(said: object) -> Score:
     except (TypeError, ValueError, KeyError, OverflowError):
         return Score(None, reason="the reply's checks are not as the contract says")
     if value is None:
-        return Score(None, read, reason or "the service abstained without a reason")
+        return Score(None, read, reason or "the service abstained without a reason", said.get("outage") is True)
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not is_number or not -ROUNDING <= value <= 1 + ROUNDING:  # False for NaN
         return Score(None, read, f"the service gave the reward {str(value)[:50]}, not a number in [0, 1]")
@@ -345,6 +346,7 @@ def schema(info: Info, wants_token: bool) -> dict[str, Any]:
                     value={"type": ["number", "null"], **unit, "description": "1 is satisfied; null: it abstains."},
                     reason=of("string", description="Why it abstains, or what it said."),
                     checks=of("array", items=named("Check")),
+                    outage=of("boolean", default=False, description="It abstains only for now: it could not be asked."),
                 ),
                 "Check": record(
                     ["text", "passed", "boxes"],

@@ -146,8 +146,8 @@ def numeracy(asked: Sequence[tuple[str, int]], detections: Iterable[Detection]) 
         if name not in names:
             names = [name if name in label else label for label in names]
         found = names.count(name)
-        score += (0.5 * (found > 0) + 0.5 * (found == count)) / len(asked)
-    return score
+        score += 0.5 * (found > 0) + 0.5 * (found == count)
+    return score / len(asked)  # only now: six sixths make 0.9999999999999999
 
 
 def three_in_one(
