@@ -23,6 +23,7 @@ VERSION = 1
 PACKS = ("products", "teaching", "architecture")
 DATA_HELP = "a text file (one prompt a line), a JSONL file with 'prompt' in each line, or a pack: " + ", ".join(PACKS)
 REWARD = "self"
+NUMBER = "success"
 FOLDER = Path(__file__).parent / "data" / "packs"
 LONGEST = 4000  # characters of a prompt; what `milr generate` takes, too
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from milr.critics.base import judge
-from milr.drafts import Task, UserError
+from milr.drafts import Task, UserError, reaches
 from milr.statistics import clustered_share, mean_interval
 
 if TYPE_CHECKING:
@@ -180,7 +180,7 @@ def _means(rows: Sequence[Mapping[str, Any]], critic: str) -> dict[str, Any]:
     prompts: dict[str, list[float]] = {}
     for row in rows:
         prompts.setdefault(row["task"], []).append(row["scores"][critic])
-    shares = [sum(value == 1 for value in values) / len(values) for values in prompts.values()]
+    shares = [sum(reaches(value) for value in values) / len(values) for values in prompts.values()]
     share, low, high = clustered_share(shares, max(len(values) for values in prompts.values()))
     mean, mean_low, mean_high = mean_interval([sum(values) / len(values) for values in prompts.values()])
     return {

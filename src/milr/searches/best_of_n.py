@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from milr.drafts import Ask, Forced, Greedy, Sample
-from milr.searches.base import Problem, Search, whole_text
+from milr.searches.base import LooksAtBudget, Problem, Search, whole_text
 from milr.searches.choice import most_credible
 from milr.settings import check, setting
 
@@ -50,6 +50,11 @@ def best_of_n(problem: Problem, settings: BestOfN) -> Search:
     while len(drafts) < problem.budget:
         drafts.append((yield Ask(text=again, image=image, guidance=settings.guidance)))
     return most_credible(drafts, threshold=problem.threshold, shrink=settings.shrink) if settings.shrink else None
+
+
+def looks_at_budget(settings: BestOfN) -> LooksAtBudget:
+    """Whether k drafts of a longer search are what a budget of k brings: `shrink` chooses at the end."""
+    return "without checks" if settings.shrink else ""
 
 
 SETTINGS = BestOfN
