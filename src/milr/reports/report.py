@@ -329,7 +329,10 @@ class _Maker:
         if not both:
             return pair
         if self.number == "mean":
-            pair["difference"], pair["low"], pair["high"] = mean_interval(differences, least=-1.0)
+            # Of differences that are all alike (mostly: none at all) Student's t would know the mean exactly.
+            alike = len(set(differences)) == 1
+            interval = paired_means(differences) if alike else mean_interval(differences, least=-1.0)
+            pair["difference"], pair["low"], pair["high"] = interval
             pair["p"] = sign_flip_test(differences)
         else:
             pair["difference"], pair["low"], pair["high"] = paired_means(differences)
@@ -551,7 +554,7 @@ def to_markdown(report: Mapping[str, Any]) -> str:
     for name, row in rows.items():
         star = "*" if row["looks_at_budget"] else ""
         cells = [name]
-        cells += [_share_cell(row["by_calls"][str(count)]) + (star if count != calls[-1] else "") for count in calls]
+        cells += [_share_cell(row["by_calls"][str(count)]) + (star if 1 < count < calls[-1] else "") for count in calls]
         cells += [_share(row["optimised"]["success"])] if is_mean else []
         cells += [
             _paired_cell(pair_of(report, name)),
@@ -585,6 +588,47 @@ def what_is_counted(report: Mapping[str, Any]) -> str:
     return f"Success (a reward of {threshold}, where a search stops)"
 
 
+def leading(report: Mapping[str, Any]) -> list[str]:
+    """The answer in sentences: which method is best, by how much against the baseline, at what cost."""
+    rows, baseline, judge = report["searches"], report["baseline"], report["judge"]
+    ranked = sorted((name for name in rows if rows[name]["value"] is not None), key=lambda name: -rows[name]["value"])
+    if not ranked:
+        return [f"No picture has a score of {judge}: nothing can be said of the methods."]
+    level = [name for name in ranked if rows[ranked[0]]["value"] - rows[name]["value"] <= ROUNDING]
+    best = next((name for name in level if name == baseline), level[0])
+    found = _share_cell(rows[best])
+    what = f"a mean {'score' if report['held_out'] else 'reward'} of {found}"
+    if report["number"] == "success":
+        what = f"success on {found} of the prompts"
+    who = f"{' and '.join(level)} {'come' if len(level) > 1 else 'comes'} out highest"
+    if len(level) == len(ranked) > 2:
+        who = f"All {len(level)} come out alike"
+    said = [f"{who} at {report['budget']} calls, as {judge} judges: {what}."]
+    said += [f"{note[0].upper()}{note[1:]}." for note in report["notes"] if not note.startswith("*")]
+    if baseline is None or len(rows) < 2:
+        return said
+    rival = best if best != baseline else next((name for name in ranked if name != baseline), None)
+    pair = pair_of(report, rival, critic=judge if report["held_out"] else None) if rival else None
+    if rival is None or pair is None:
+        return said
+    said.append(f"{pair['verdict']}.")
+    reached, row, base = rows[rival]["to_reach_baseline"], rows[rival], rows[baseline]
+    said.append(
+        f"A search of {rival} takes {row['calls']:.1f} calls, {row['decoded_tokens']:.0f} decoded tokens and "
+        f"{row['seconds']:.2f} s on average, one of {baseline} {base['calls']:.1f}, {base['decoded_tokens']:.0f} and "
+        f"{base['seconds']:.2f} s."
+    )
+    if reached is not None:
+        star = "*" if row["looks_at_budget"] and 1 < reached["budget"] < report["calls"][-1] else ""
+        said.append(
+            f"As {report['critic']} judges, {rival} is as good as {baseline} with a budget of "
+            f"{reached['budget']}{star}, "
+            f"for {reached['share_of_decoded_tokens']:.0%} of its tokens and {reached['share_of_seconds']:.0%} of its "
+            "seconds."
+        )
+    return said
+
+
 def not_a_budget(searches: Mapping[str, Mapping[str, Any]], budget: int) -> list[str]:
     """For which methods @k is not what a user with a budget of k gets, and why, by reason."""
     reasons: dict[str, list[str]] = {}
@@ -613,7 +657,7 @@ def _cost_line(name: str, row: Mapping[str, Any], report: Mapping[str, Any]) -> 
     reached = row["to_reach_baseline"]
     if reached is None:
         return f"{line}, {what} it does not reach."
-    star = "*" if row["looks_at_budget"] and reached["budget"] < report["calls"][-1] else ""
+    star = "*" if row["looks_at_budget"] and 1 < reached["budget"] < report["calls"][-1] else ""
     return (
         f"{line}, {what} it reaches with a budget of {reached['budget']}{star}: "
         f"{reached['share_of_decoded_tokens']:.0%} of its tokens, {reached['share_of_seconds']:.0%} of its seconds "
@@ -738,7 +782,8 @@ def curves(report: Mapping[str, Any]) -> str:
     low = max(0.0, math.floor(10 * min(values) - 0.01) / 10)
     top = max(low + 0.1, min(1.0, math.ceil(10 * max(values) + 0.01) / 10))
     number = "mean reward" if report["number"] == "mean" else "success"
-    width, legend = 3 * PANEL, 18 * math.ceil(len(rows) / 3)
+    columns = max(1, min(3, 3 * PANEL // (40 + 7 * max(map(len, rows)))))  # names of the legend side by side
+    width, legend = 3 * PANEL, 18 * math.ceil(len(rows) / columns)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {HEIGHT + legend + 8}" '
         'font-family="sans-serif" font-size="12">',
@@ -770,7 +815,7 @@ def curves(report: Mapping[str, Any]) -> str:
             dash = ' stroke-dasharray="5 3"' if index >= len(INKS) else ""
             parts.append(f'<polyline points="{line}" fill="none" stroke="{ink}" stroke-width="1.8"{dash}/>')
     for index, label in enumerate(rows):
-        x, y = MARGIN + index % 3 * PANEL, HEIGHT + 18 * (index // 3) + 4
+        x, y = MARGIN + index % columns * (width // columns), HEIGHT + 18 * (index // columns) + 4
         name = _escaped(label)
         parts.append(f'<rect x="{x}" y="{y - 9}" width="14" height="4" fill="{INKS[index % len(INKS)]}"/>')
         parts.append(f'<text x="{x + 20}" y="{y - 2}">{name}</text>')
