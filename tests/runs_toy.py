@@ -2,6 +2,7 @@
 
 import milr
 from milr import registry
+from milr.drafts import Score
 from toy_milr.backbone import ToyBackbone
 from toy_milr.critic import Redness
 
@@ -9,6 +10,27 @@ from toy_milr.critic import Redness
 def draw(prompt="two red foxes", **options):
     """A result of the toy model with the published method, judged by the toy critic."""
     return milr.generate(ToyBackbone(), prompt, **{"search": "milr", "reward": Redness(), "budget": 6, **options})
+
+
+def install_known(patch, name, score):
+    """Let `name` mean a critic whose score of a picture is what `score(task, number)` says: a number or None. `number`
+    counts the pictures of a task that it was shown, from 0; a search shows its drafts one after the other."""
+    seen = {}
+
+    class Known:
+        def score(self, images, tasks):
+            found = []
+            for task in tasks:
+                number = seen[task.id] = seen.get(task.id, -1) + 1
+                found.append(Score(score(task, number), reason="does not say"))
+            return found
+
+    Known.name = name
+    module = type("Module", (), {"make": staticmethod(lambda backbone: Known())})
+    find, load = registry.find, registry.load
+    part = registry.Part("critic", name, "", name)
+    patch.setattr(registry, "find", lambda kind, asked: part if asked == name else find(kind, asked))
+    patch.setattr(registry, "load", lambda one: module if one is part else load(one))
 
 
 def install_redness(patch):

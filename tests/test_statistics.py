@@ -5,7 +5,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from milr.statistics import clustered_share, holm, mean_interval, paired_means, prompts_needed, sign_test, wilson
+from milr.statistics import (
+    clustered_share,
+    holm,
+    mean_interval,
+    paired_means,
+    prompts_needed,
+    sign_flip_test,
+    sign_test,
+    wilson,
+)
 
 
 def paired_difference(won, lost, pairs):
@@ -122,3 +131,31 @@ def test_seeds_that_disagree_say_more():
     mixed = [1.0] * 100 + [0.5] * 200 + [0.0] * 100  # as independent coins would fall: 800 trials
     assert clustered_share(mixed, 2) == pytest.approx((0.5, *wilson(400, 800)), abs=2e-4)
     assert clustered_share([1.0] * 50, 4) == (1.0, *wilson(50, 50))
+
+
+def test_sign_flips_by_hand():
+    assert sign_flip_test([0.2, 0.2, -0.05]) == 0.5  # |sum| .35: +++ and ++- of the four, and their mirrors
+    assert sign_flip_test([0.1, 0.1, 0.1, 0.0]) == 0.25  # all three alike: 2 of 8, and no difference counts for nothing
+    assert sign_flip_test([0.0, 0.0]) == sign_flip_test([]) == 1.0
+    assert sign_flip_test([0.1 + 0.2, -0.3]) == 1.0  # as large as it can be small, in spite of rounding
+
+
+def test_sign_flips_of_wins_and_losses_are_mcnemars_test():
+    for won, lost in ((6, 0), (9, 3), (4, 4)):
+        assert sign_flip_test([1.0] * won + [-1.0] * lost) == pytest.approx(sign_test(won, lost))
+    assert sign_flip_test([1.0] * 40 + [-1.0] * 20) == pytest.approx(sign_test(40, 20), abs=0.004)  # flips at random
+
+
+def test_the_paired_interval_of_means_and_its_test_keep_their_level():
+    """500 data sets of 60 prompts without a difference, with skewed scores: 5 % are called one, give or take."""
+    rng = np.random.default_rng(3)
+    sets = [rng.beta(0.5, 1.5, 60) - rng.beta(0.5, 1.5, 60) for _ in range(500)]
+    outside = sum(not low <= 0 <= high for _, low, high in (mean_interval(one, least=-1.0) for one in sets))
+    called = sum(sign_flip_test(one) < 0.05 for one in sets[:200])
+    assert 0.03 <= outside / 500 <= 0.075
+    assert 0.01 <= called / 200 <= 0.10
+
+
+def test_prompts_needed_where_many_are_compared():  # level .05 / 5: z = 2.5758
+    values = [1.1, -0.9] * 50
+    assert prompts_needed(values, comparisons=5) == math.ceil((2.5758293 + 0.8416212) ** 2 / 0.01)

@@ -5,8 +5,9 @@
     python tools/results_page.py out/recipes          and what 'milr bench --recipe' left in out/recipes/NAME
     python tools/results_page.py --check              exit 1 if a page does not say what its data say
 
-A page says `<!-- table NAME -->`, `<!-- table NAME brief -->` for the first table alone, or `<!-- table NAME held-out
--->` for the held-out critic's; what stands from there to `<!-- end -->` is replaced. NAME is a file of docs/data.
+A page says `<!-- table NAME -->`, `<!-- table NAME brief -->` for the first table with its footnotes, or `<!-- table
+NAME held-out -->` for the held-out critic's; what stands from there to `<!-- end -->` is replaced. NAME is a file of
+docs/data.
 """
 
 from __future__ import annotations
@@ -200,7 +201,7 @@ def filled(page: Path) -> str:
         text, part = table(block[1]), block[2] or ""
         paragraphs = text.split("\n\n")
         if part == " brief":
-            text = "\n\n".join(paragraphs[:2])
+            text = "\n\n".join(paragraphs[:2] + [one for one in paragraphs[2:] if one.startswith("*:")])
         elif part == " held-out":
             start = next(index for index, line in enumerate(paragraphs) if line.startswith("Judged by the held-out"))
             text = "\n\n".join(paragraphs[start : start + 2])

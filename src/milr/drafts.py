@@ -185,6 +185,16 @@ class Score:
         return self.value is None
 
 
+RIGHT = 1.0  # the score of a picture that lacks nothing
+ROUNDING = 1e-9  # what a weighted mean of ones may lack of one, and far less than any two verdicts differ by
+
+
+def reaches(value: float | None, threshold: float = RIGHT) -> bool:
+    """Whether a score reaches the threshold, the one meaning of success in milr. Rounding does not decide: a mean of
+    parts that are all 1 may come out as .9999999999999999. Where the critic abstained nothing is reached."""
+    return value is not None and value >= threshold - ROUNDING
+
+
 @dataclass(frozen=True)
 class Draft:
     """One attempt: what was drawn, how it was scored, what it cost. Numbered from 0 within its trajectory."""

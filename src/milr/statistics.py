@@ -1,4 +1,5 @@
-"""Intervals and tests for shares of successes, paired and clustered by prompt; scipy's wherever scipy has them."""
+"""Intervals and tests for shares of successes and for mean scores, paired and clustered by prompt; scipy's wherever
+scipy has them (and is quick enough)."""
 
 from __future__ import annotations
 
@@ -13,6 +14,8 @@ Z95 = float(stats.norm.ppf(0.975))
 Z80 = float(stats.norm.ppf(0.8))
 RESAMPLES = 5000
 MANY = 20  # prompts that differ, from which on the bootstrap keeps its level
+FLIPS = 20_000  # random sign flips; up to 2^EXACT all of them are tried
+EXACT = 14
 
 
 def wilson(successes: int, trials: int) -> tuple[float, float]:
@@ -83,15 +86,42 @@ def auc(scores: np.ndarray[Any, Any], right: np.ndarray[Any, Any]) -> float | No
     return float((ranks[right].sum() - good * (good + 1) / 2) / (good * bad))
 
 
-def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """A mean over prompts of scores in [0, 1] with its 95 % interval (Student's t): (mean, low, high). One prompt says
-    nothing of the others."""
+def mean_interval(values: Sequence[float], least: float = 0.0) -> tuple[float, float, float]:
+    """A mean over prompts of values in [`least`, 1] with its 95 % interval (Student's t): (mean, low, high). One prompt
+    says nothing of the others. Differences of scores have -1 as their least."""
     found = np.asarray(values, dtype=float)
-    mean = float(found.mean())
+    mean = math.fsum(found) / len(found)
     if len(found) < 2:
-        return mean, 0.0, 1.0
+        return mean, least, 1.0
     half = float(stats.t.ppf(0.975, len(found) - 1)) * float(found.std(ddof=1)) / math.sqrt(len(found))
-    return mean, max(0.0, mean - half), min(1.0, mean + half)
+    return mean, max(least, mean - half), min(1.0, mean + half)
+
+
+def sign_flip_test(differences: Sequence[float]) -> float:
+    """Two-sided p-value of a mean difference, one difference a prompt, if their signs were coins (Fisher's paired
+    permutation test).
+
+    It is the test for a mean as McNemar's is for a share: its statistic is the very difference that is told, so test
+    and interval do not speak of different things, as Wilcoxon's ranks would (many small gains outvote a few large
+    losses), and the sizes count, as in a sign test they do not. For differences of 1, 0 and -1 it is McNemar's exact
+    test. All flips are tried where at most EXACT prompts differ, else FLIPS at random (fixed seed; scipy's takes 50
+    times as long), the observed one among them.
+    """
+    values = np.asarray([value for value in differences if value != 0], dtype=float)
+    plus: np.ndarray[Any, Any]
+    count, total = len(values), abs(math.fsum(values))
+    if not count:
+        return 1.0
+    as_large = total - 1e-9 * float(np.abs(values).sum())  # ties in spite of rounding
+    if count <= EXACT:
+        plus = (np.arange(2**count)[:, None] >> np.arange(count)) & 1
+        return float((np.abs((2 * plus - 1) @ values) >= as_large).mean())
+    rng, row, hits = np.random.default_rng(0), math.ceil(count / 8), 1
+    for _ in range(0, FLIPS, 1000):
+        bits = np.frombuffer(rng.bytes(1000 * row), dtype=np.uint8).reshape(1000, row)
+        plus = np.unpackbits(bits, axis=1)[:, :count]
+        hits += int((np.abs(2 * (plus @ values) - values.sum()) >= as_large).sum())
+    return hits / (FLIPS + 1)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -103,11 +133,12 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def prompts_needed(differences: Sequence[float]) -> int | None:
-    """About how many prompts would show a difference as large as this one, at 95 % with a power of 80 %; None where
-    there is no difference at all."""
+def prompts_needed(differences: Sequence[float], comparisons: int = 1) -> int | None:
+    """About how many prompts would show a difference as large as this one, at 95 % with a power of 80 %, where it is
+    the smallest p of so many comparisons that are corrected together; None where there is no difference at all."""
     values = np.asarray(differences, dtype=float)
     mean = float(values.mean())
     if mean == 0:
         return None
-    return math.ceil(((Z95 + Z80) * float(values.std()) / mean) ** 2)
+    level = float(stats.norm.ppf(1 - 0.025 / comparisons))
+    return math.ceil(((level + Z80) * float(values.std()) / mean) ** 2)

@@ -34,6 +34,12 @@ def test_auc_by_hand_and_as_scipy_has_it():
     assert auc(scores, np.ones(50, bool)) is None
 
 
+def test_a_draft_is_right_where_the_oracle_says_1_but_for_rounding():
+    tasks = [Task(f"fox {number}", f"fox-{number}") for number in range(2)]
+    report = calibrate(ToyBackbone(), [], Says("oracle", lambda value: 0.9999999999999999), tasks, 2)
+    assert report["right"]["share"] == 1.0
+
+
 def test_the_oracle_itself_its_opposite_and_a_constant():
     report = found(
         Says("same", lambda v: v), Says("opposite", lambda v: 1 - v), Says("flat", lambda v: 0.5), prompts=10, each=16

@@ -1,8 +1,12 @@
 """Reports by hand: what counts as success, costs, pairs, held-out critics, warnings."""
 
+import json
+from dataclasses import replace
+
 import pytest
 
-from milr.reports.report import curves, make_report, pair_of, to_markdown
+from command import ROOT
+from milr.reports.report import curves, make_report, pair_of, to_markdown, upgraded
 from milr.runs.journal import Outcome
 from milr.runs.methods import BASELINE, Method
 from toy_milr.benchmark import tasks
@@ -11,11 +15,12 @@ ABOUT = {"budget": 3, "model": "toy", "critic": "redness", "seed": 0}
 BASE = Method(BASELINE, "best-of-n")
 
 
-def outcome(method, task, *rewards, index=0, held_out=None, tokens=10, category=""):
+def outcome(method, task, *rewards, index=0, held_out=None, tokens=10, category="", returned=None, stopped="budget"):
     n, best = len(rewards), max(range(len(rewards)), key=lambda i: rewards[i] or 0)
+    best = best if returned is None else returned
     moves = ("", *("text",) * (n - 1))
     return Outcome(
-        method, method, task, index, category, rewards, (tokens,) * n, (1.0,) * n, moves, best, "budget",
+        method, method, task, index, category, rewards, (tokens,) * n, (1.0,) * n, moves, best, stopped,
         {} if held_out is None else {"scene": held_out},
     )  # fmt: skip
 
@@ -28,8 +33,8 @@ def test_numbers_by_hand():
     """Two prompts: the method wins one, and returns its last draft (right at 1 call, wrong at 3)."""
     method = Method("m", "milr", returns_last=True)
     outcomes = [
-        outcome("m", "1", 1.0, 0.5, 0.25),
-        outcome("m", "2", None, 0.0, 1.0),
+        outcome("m", "1", 1.0, 0.5, 0.25, returned=2),
+        outcome("m", "2", None, 0.0, 1.0, returned=2),
         outcome(BASELINE, "1", 0.0, 0.0, 0.0),
         outcome(BASELINE, "2", 0.0, 0.0, 0.5),
     ]
@@ -37,9 +42,9 @@ def test_numbers_by_hand():
     row = report["searches"]["m"]
     assert row["by_calls"]["1"]["success"] == row["by_calls"]["3"]["success"] == row["success"] == 0.5
     assert row["low"] < 0.5 < row["high"]
-    assert row["optimised"] == {"success": 0.5, "low": row["low"], "high": row["high"], "reward": 1.0}
+    assert (row["optimised"]["success"], row["optimised"]["reward"], row["value"]) == (0.5, 0.625, 0.5)
     pair = pair_of(report, "m")
-    assert (pair["won"], pair["lost"], pair["p_mcnemar"], pair["failures"]) == (1, 0, 1.0, [1, 2])
+    assert (pair["won"], pair["lost"], pair["p"], pair["failures"]) == (1, 0, 1.0, [1, 2])
     assert (row["calls"], row["decoded_tokens"], row["abstained"], row["n"]) == (3, 30, 1 / 6, 2)
     assert report["searches"][BASELINE]["by_calls"]["3"]["reward"] == 0.25
 
@@ -138,3 +143,124 @@ def test_the_benchmarks_own_score_is_made_of_its_categories():
     )
     assert report["searches"]["m"]["benchmark_score"] == 0.5
     assert "benchmark's score" in to_markdown(report)
+
+
+def won(method, wins, n, category="", **more):
+    """Of n prompts the first `wins` are solved."""
+    return [outcome(method, str(k), 1.0 if k <= wins else 0.0, category=category, **more) for k in range(1, n + 1)]
+
+
+def test_of_many_comparisons_a_difference_that_is_one_by_itself_is_none_after_holm():
+    """6 won to 0: p = 2/64, and the interval is above 0. Of three comparisons, p = 3 x 2/64."""
+    n, two = 40, (Method("a", "repair"), BASE)
+    alone = make_report([*won("a", 6, n), *won(BASELINE, 0, n)], two, prompts(n), {**ABOUT, "budget": 1})
+    assert pair_of(alone, "a")["verdict"].startswith(f"a beats {BASELINE} by 15.0 points [")
+    outcomes = [*won("a", 6, n), *won(BASELINE, 0, n), *won("c", 3, n)]
+    report = make_report(outcomes, (*two, Method("c", "single")), prompts(n), {**ABOUT, "budget": 1})
+    pair = pair_of(report, "a")
+    assert (pair["low"] > 0, pair["p"], pair["p_holm"], pair["comparisons"]) == (True, 0.03125, 0.09375, 3)
+    assert pair["verdict"] == (
+        f"a and {BASELINE} cannot be told apart after correction for 3 comparisons (Holm p = .094; by itself +15.0 "
+        f"[{100 * pair['low']:+.1f}, {100 * pair['high']:+.1f}], p = .031); about {pair['prompts_needed']} prompts "
+        "would show a difference of this size"
+    )
+    assert pair["prompts_needed"] > pair_of(alone, "a")["prompts_needed"]
+
+
+def test_verdicts_of_categories_and_of_fewer_calls_are_corrected_too():
+    """The same 6 to 0 in one of two categories, and at one of two numbers of calls."""
+    n = 40
+    mine = [outcome("a", str(k), float(k <= 6), category="x" if k <= n // 2 else "y") for k in range(1, n + 1)]
+    theirs = [outcome(BASELINE, str(k), 0.0, category="x" if k <= n // 2 else "y") for k in range(1, n + 1)]
+    two = (Method("a", "repair"), BASE)
+    report = make_report([*mine, *theirs], two, prompts(n), {**ABOUT, "budget": 1})
+    pair = pair_of(report, "a", category="x")
+    assert (pair["p"], pair["p_holm"], pair["comparisons"]) == (0.03125, 0.0625, 2)
+    assert "cannot be told apart after correction for 2 comparisons" in pair["verdict"]
+    assert "over these 2 comparisons" in to_markdown(report)
+    assert "**(" not in to_markdown(report)
+    mine = [outcome("a", str(k), *([float(k <= 6)] * 5)) for k in range(1, n + 1)]
+    theirs = [outcome(BASELINE, str(k), *([0.0] * 5)) for k in range(1, n + 1)]
+    report = make_report([*mine, *theirs], two, prompts(n), {**ABOUT, "budget": 5})
+    assert pair_of(report, "a", at=4)["p_holm"] == 0.0625  # at 1 and at 4 calls
+    assert "after correction for 2 comparisons" in pair_of(report, "a", at=4)["verdict"]
+    assert pair_of(report, "a")["verdict"].startswith("a beats")  # at the full budget it is the one comparison
+
+
+def test_an_interval_that_the_test_does_not_bear_out_is_said():
+    """Four of four prompts won: the interval is above 0, and p = 2/16."""
+    report = make_report(
+        [*won("a", 4, 4), *won(BASELINE, 0, 4)], (Method("a", "repair"), BASE), prompts(4), {**ABOUT, "budget": 1}
+    )
+    assert "cannot be told apart (+100.0 [" in pair_of(report, "a")["verdict"]
+    assert "], but p = .125)" in pair_of(report, "a")["verdict"]
+
+
+def test_rounding_is_no_failure():
+    almost = 1 - 1e-16 * 2
+    assert almost < 1
+    outcomes = [outcome("m", "1", 0.0, almost, held_out=almost), outcome("m", "2", almost, held_out=almost)]
+    report = make_report(outcomes, (Method("m", "repair"),), prompts(2), {**ABOUT, "held_out": ["scene"]})
+    row = report["searches"]["m"]
+    assert (row["success"], row["optimised"]["success"], row["moves"]["text"]["solved"]) == (1, 1, 1)
+
+
+def test_success_and_solving_moves_go_by_the_runs_threshold():
+    outcomes = [outcome("m", "1", 0.2, 0.85), outcome("m", "2", 0.7)]
+    report = make_report(outcomes, (Method("m", "repair"),), prompts(2), {**ABOUT, "threshold": 0.8})
+    assert (report["searches"]["m"]["success"], report["searches"]["m"]["moves"]["text"]["solved"]) == (0.5, 1)
+    assert "Success (a reward of .8, where a search stops)" in to_markdown(report)
+
+
+def test_where_success_says_nothing_the_report_says_so():
+    report = make_report([outcome("m", "1", 0.2, 0.85)], (Method("m", "repair"),), prompts(1), ABOUT)
+    assert "no returned picture has a score of 1 from redness" in report["notes"][0]
+    solved = make_report([outcome("m", "1", 0.2, 1.0)], (Method("m", "repair"),), prompts(1), ABOUT)
+    assert not [note for note in solved["notes"] if "no returned picture" in note]
+
+
+@pytest.mark.parametrize(
+    ("method", "has_checks", "is_marked"),
+    [
+        (Method("m", "milr", "text-then-image"), True, True),
+        (Method("m", "milr", "paper"), False, False),
+        (Method("m", "repair"), False, True),
+        (Method("m", "repair"), True, False),
+        (Method("m", "repair", None, (("caution", "0"), ("shrink", "0"))), False, False),
+        (Method("m", "best-of-n", None, (("shrink", "0.5"),)), False, True),
+        (Method("m", "best-of-n", "sampled-text"), False, False),
+        (Method("m", "of-another-machine"), False, False),
+    ],
+)
+def test_at_k_is_marked_where_it_is_not_what_a_budget_of_k_brings(method, has_checks, is_marked):
+    found = [outcome("m", "1", 0.2, 0.5, 0.5, 0.5, 0.4), outcome("m", "2", 0.1, 0.2, 0.2, 0.3, 0.2)]
+    if has_checks:
+        found = [replace(one, failed={"redness": ["a corner is red"]}) for one in found]
+    table = to_markdown(make_report(found, (method,), prompts(2), {**ABOUT, "budget": 5}))
+    assert ("*: not what a user of m with a budget of k gets" in table) == is_marked
+    row = next(line for line in table.splitlines() if line.startswith("| m |"))
+    assert row.count("]*") == is_marked  # @4; the first draft is everybody's, and @5 is the budget
+
+
+def test_a_mean_is_of_the_draft_that_is_returned():
+    """At the end the search chose another draft than the best: 0.2, of 0.5 on the way."""
+    about = {**ABOUT, "budget": 4, "number": "mean"}
+    report = make_report(
+        [outcome("m", "1", 0.1, 0.5, 0.2, 0.2, returned=2)], (Method("m", "repair"),), prompts(1), about
+    )
+    row = report["searches"]["m"]
+    assert (row["value"], row["by_calls"]["3"]["value"], row["by_calls"]["4"]["value"]) == (0.2, 0.5, 0.2)
+
+
+def test_a_report_of_the_format_before_reads_as_it_was():
+    """Format 1, of a run that is nowhere any more."""
+    old = json.loads((ROOT / "docs" / "data" / "recipe-table-4.json").read_text())
+    assert old["format"] == "milr-report/1"
+    new = upgraded(old)
+    assert new["searches"]["milr:paper"]["value"] == old["searches"]["milr:paper"]["success"]
+    assert pair_of(new, "milr:alternate")["p"] == pair_of(old, "milr:alternate")["p_mcnemar"]
+    assert [pair["p_holm"] for pair in new["pairs"] if pair["axis"] == "tokens"] == [
+        pair["p_holm"] for pair in old["pairs"] if pair["axis"] == "tokens"
+    ]
+    assert "*: not what a user of milr:text-then-image" in to_markdown(old)
+    assert curves(old).startswith("<svg")

@@ -9,8 +9,9 @@ from milr import registry
 from milr.critics import naming
 from milr.drafts import UserError
 from milr.runs.bench import Terms, plan_of
-from milr.runs.methods import choose_methods
-from milr.runs.recipes import read_recipe
+from milr.runs.methods import choose_methods, without_twins
+from milr.runs.planned import PlannedRun, threshold_of
+from milr.runs.recipes import RecipeRun, read_recipe
 
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 
@@ -68,6 +69,50 @@ def test_wrong_recipes(tmp_path, content, said):
     file.write_text(content)
     with pytest.raises(UserError, match=said):
         read_recipe(file)
+
+
+@pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
+def test_recipes_stop_where_their_benchmark_does_and_say_what_cannot_be_compared(file):
+    recipe = read_recipe(file)
+    for run in recipe.runs:
+        assert run.threshold == threshold_of(run.benchmark)
+        assert without_twins(choose_methods(run.searches))[1] == []
+    if any(run.benchmark == "wise" for run in recipe.runs):
+        assert "rubric and form of reply" in recipe.expected
+        assert "not comparable" in recipe.expected
+
+
+def test_a_recipe_without_a_threshold_takes_the_benchmarks(tmp_path):
+    file = tmp_path / "r.yaml"
+    file.write_text(GOOD.replace("benchmark: scenes", "benchmark: wise"))
+    assert read_recipe(file).runs[0].threshold == 0.9
+    file.write_text(GOOD)
+    assert read_recipe(file).runs[0].threshold == 1.0
+
+
+def test_a_method_is_not_compared_with_itself(tmp_path):
+    """By what the words come to, not by the words."""
+    named = ("best-of-n", "best-of-n:sampled-text", "a=repair", "b=repair,kappa=8", "best-of-n,text=greedy")
+    kept, said = without_twins(choose_methods(named))
+    assert [method.name for method in kept] == ["best-of-n", "a", "best-of-n,text=greedy"]
+    assert said == [
+        "'best-of-n:sampled-text' is the same search with the same settings as 'best-of-n': it is run once, as "
+        "'best-of-n'",
+        "'b' is the same search with the same settings as 'a': it is run once, as 'a'",
+    ]
+    run = RecipeRun("", "", "scenes", ("a=repair", "b=repair", "single"), "scene", baseline="b", limit=8)
+    planned = PlannedRun(run, tmp_path)
+    assert ([method.name for method in planned.methods], planned.baseline) == (["b", "single"], "b")
+    assert planned.notes == ["'a' is the same search with the same settings as 'b': it is run once, as 'b'"]
+
+
+def test_twins_on_the_command_line(tmp_path):
+    milr = Milr(tmp_path)
+    run = milr("bench", "toys", "--search", "best-of-n", "--search", "best-of-n:sampled-text", "--model", "toy",
+               "--reward", "redness", "--limit", "2", "--budget", "2", "--out", "o")  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    assert "'best-of-n:sampled-text' is the same search" in run.stderr
+    assert list(json.loads((milr.folder / "o" / "report.json").read_text())["searches"]) == ["best-of-n"]
 
 
 def test_on_the_command_line(tmp_path):

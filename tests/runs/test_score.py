@@ -113,6 +113,23 @@ def test_scores_by_hand(tmp_path):
     assert "red abstained on 1." in table
 
 
+def test_rounding_is_no_failure_and_the_benchmarks_own_score_is_the_one_it_is_made_of(tmp_path):
+    class Almost:
+        name = "almost"
+
+        def score(self, images, tasks):
+            return [Score(0.9999999999999999) for _ in images]
+
+    paint(tmp_path / "00000" / "samples" / "0000.png", "red")
+    (tmp_path / "00000" / "metadata.jsonl").write_text(json.dumps(geneval.tasks()[0].metadata) + "\n")
+    found = score(find_pictures(tmp_path, "geneval", geneval.tasks()), [Almost()], lambda means: 0.5)
+    assert found["critics"]["almost"]["success"] == 1
+    own = "| the benchmark's own | | {} | {} |"
+    assert own.format("0.500", "0.500") in to_markdown(found)
+    assert own.format("0.500", "") in to_markdown({**found, "number": "success"})
+    assert own.format("", "0.500") in to_markdown({**found, "number": "mean"})
+
+
 @pytest.mark.parametrize("layout", ["geneval", "wise", "t2i-compbench"])
 def test_folders_without_pictures(tmp_path, layout):
     paint(tmp_path / "holiday.png", "red")

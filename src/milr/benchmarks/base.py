@@ -2,14 +2,38 @@
 
 Optional, and read by `milr bench`: CATEGORIES (their names), FIXED (True: there is a fixed set; a count of None means
 all of it, a seed of None the set itself), REWARD (the critic that fits), `overall(by_category)` (the benchmark's own
-score out of the means of its categories), DATA_HELP (what file the user must bring; `tasks` then takes `data`).
+score out of the numbers of its categories), DATA_HELP (what file the user must bring; `tasks` then takes `data`).
+
+Also optional, and read by reports:
+    NUMBER     what its score is made of: "success" (the share of pictures that are right; so where nothing is said) or
+               "mean" (the mean of the critic's scores). All that a report compares is this number.
+    STOPS_AT   the reward at which a search may stop, where no `--threshold` is given (1 where nothing is said). For a
+               "mean" that no picture brings to 1, so that a search does not spend its whole budget on the last digits.
+    CAVEAT     a sentence that stands beside the numbers, where they must not be compared with published ones.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
-from milr.drafts import Task
+from milr.drafts import RIGHT, Task, UserError
+
+Number = Literal["success", "mean"]
+
+
+def number_of(benchmark: object) -> Number:
+    """What the score of this benchmark (its module) is made of."""
+    number: Number = getattr(benchmark, "NUMBER", "success")
+    if number not in ("success", "mean"):
+        name = getattr(benchmark, "NAME", benchmark)
+        raise UserError(f"The benchmark '{name}' says NUMBER = {number!r}; it is 'success' or 'mean'.")
+    return number
+
+
+def stops_at(benchmark: object) -> float:
+    """The reward at which a search on this benchmark (its module) stops, where the user names none."""
+    return float(getattr(benchmark, "STOPS_AT", RIGHT))
 
 
 def mean_of_categories(by_category: Mapping[str, float]) -> float:

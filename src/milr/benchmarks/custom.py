@@ -27,6 +27,7 @@ PACKS = ("products", "architecture", "medical", "teaching")
 DATA_HELP = "a text file (one prompt a line), a JSONL file with 'prompt' in each line, or a pack: " + ", ".join(PACKS)
 DATA_HELP += " (medical: not for clinical use)"
 REWARD = "self"
+NUMBER = "success"
 FOLDER = Path(__file__).parent / "data" / "packs"
 LONGEST = 4000  # characters of a prompt; what `milr generate` takes, too
 

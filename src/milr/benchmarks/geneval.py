@@ -20,6 +20,7 @@ VERSION = 1
 CATEGORIES = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 FIXED = True
 REWARD = "geneval"
+NUMBER = "success"
 DATA = Path(__file__).parent / "data" / "geneval"
 
 __all__ = ["Verdict", "check", "overall", "tasks"]

@@ -20,6 +20,7 @@ SUMMARY = "Lab world, 600 prompts or fresh: single, two, counting, colours, posi
 VERSION = 1
 FIXED = True
 REWARD = "scene"
+NUMBER = "success"
 SET = 600
 FILE = Path(__file__).parent / "data" / "scenes" / "prompts.jsonl"
 

@@ -17,6 +17,12 @@ VERSION = 1
 CATEGORIES = ("color", "shape", "texture", "spatial", "3d_spatial", "numeracy", "non_spatial", "complex")
 FIXED = True
 REWARD = "t2i-compbench"
+NUMBER = "mean"  # of B-VQA, detector and CLIP values
+STOPS_AT = 0.9  # as in MILR's code
+CAVEAT = (
+    "A detector of nouns stands in for UniDet, and phrases are not spaCy's: spatial, 3d_spatial, numeracy and complex "
+    "cannot be compared with published values."
+)
 DATA = Path(__file__).parent / "data" / "t2i-compbench"
 
 

@@ -21,6 +21,12 @@ VERSION = 1
 CATEGORIES = ("culture", "time", "space", "biology", "physics", "chemistry")
 DATA_HELP = "the folder, or one file, of the JSON files in the WISE repository"
 REWARD = "judge:wise"
+NUMBER = "mean"  # of WiScore
+STOPS_AT = 0.9  # as in MILR's code; what is missing above is a mark of realism or of beauty
+CAVEAT = (
+    "The rubric and the form of the judge's reply are milr's own, not those of WISE's authors: these numbers cannot be "
+    "compared with published WiScores."
+)
 FIRST_IDS = (1, 401, 568, 701, 801, 901)  # of each category
 LAST_ID = 1000
 WEIGHTS = (0.7, 0.2, 0.1)  # consistency, realism, aesthetic quality

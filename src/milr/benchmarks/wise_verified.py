@@ -13,6 +13,11 @@ SUMMARY = "WISE-Verified: 1,000 revised knowledge prompts, right or wrong (from 
 VERSION = 1
 DATA_HELP = "the folder, or one file, of the verified JSON files in the WISE repository"
 REWARD = "judge:wise-verified"
+NUMBER = "success"
+CAVEAT = (
+    "The rubric and the form of the judge's reply are milr's own, not those of WISE's authors: these numbers cannot be "
+    "compared with published ones."
+)
 FIRST_IDS = (1, 401, 521, 641, 761, 881)
 
 

@@ -59,7 +59,10 @@ def bench(
             "--held-out", metavar="CRITIC", help="Judges the returned drafts, unseen by the search; repeatable."
         ),
     ] = None,
-    threshold: Annotated[float, typer.Option(help="A search stops, and counts as solved, at this reward.")] = 1.0,
+    threshold: Annotated[
+        float | None,
+        typer.Option(help="A search stops, and is a success, at this reward.", show_default="1, or the benchmark's"),
+    ] = None,
     batch: Annotated[
         str, typer.Option(help="Searches side by side; changes no result. auto: what the model draws at once.")
     ] = "auto",
@@ -91,7 +94,7 @@ def bench(
     dtype: Dtype = "auto",
 ) -> None:
     """Searches side by side on the same prompts at equal cost, with intervals; killed, it goes on where it stopped."""
-    from milr.runs.planned import Machine, PlannedRun, reward_of
+    from milr.runs.planned import Machine, PlannedRun, reward_of, threshold_of
     from milr.runs.recipes import RecipeRun, read_recipe
 
     chosen: tuple[RecipeRun, ...]
@@ -99,7 +102,8 @@ def bench(
         chosen = (
             RecipeRun(
                 "", "", benchmark, tuple(search or ()), reward or reward_of(benchmark), tuple(held_out or ()),
-                baseline, limit, tuple(category or ()), prompt_seed, budget, threshold, seed, seeds,
+                baseline, limit, tuple(category or ()), prompt_seed, budget,
+                threshold_of(benchmark) if threshold is None else threshold, seed, seeds,
             ),
         )  # fmt: skip
         about = {}
@@ -125,6 +129,8 @@ def bench(
     from milr.runs.live import Pace
 
     console = progress_console()
+    for note in dict.fromkeys(note for one in planned for note in one.notes):
+        console.print(f"{note}.", markup=False, soft_wrap=True)
     if force_new:
         from milr.runs.journal import put_aside
 
@@ -153,7 +159,7 @@ def runs(
     folders: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of 'milr bench --out'.")],
     as_json: Json = False,
 ) -> None:
-    """Where runs stand: searches done and solved, drafts, pace, time left, what could not be scored."""
+    """Where runs stand: searches done and at their threshold, drafts, pace, time left, what could not be scored."""
     from dataclasses import asdict
 
     from milr.reports.reading import describe, read_run

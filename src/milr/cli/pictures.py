@@ -30,6 +30,7 @@ def score(
 ) -> None:
     """Judge a folder of pictures in a benchmark's own layout (see docs/runs.md)."""
     from milr import registry
+    from milr.benchmarks.base import number_of
     from milr.critics import naming
     from milr.critics.base import Place
     from milr.runs.planned import choose_tasks
@@ -57,7 +58,8 @@ def score(
         getattr(part, "overall", None),
         lambda done: console.print(f"{done} of {len(pictures)} pictures", highlight=False),
     )
-    text = json.dumps({"benchmark": benchmark, "folder": str(folder), **found})
+    found = {"benchmark": benchmark, "number": number_of(part), "folder": str(folder), **found}
+    text = json.dumps(found)
     if out is not None:
         from milr.disk import write_atomically
 

@@ -17,7 +17,7 @@ from scipy import stats
 
 from milr.backbones.base import Backbone
 from milr.critics.base import Critic, judge
-from milr.drafts import Ask, Order, Sample, Task
+from milr.drafts import Ask, Order, Sample, Task, reaches
 from milr.reports.report import INKS
 from milr.searches.driver import draft_stream
 from milr.statistics import auc, wilson
@@ -67,7 +67,7 @@ def calibrate(
     known = np.isfinite(values)
     scores_of = {name: np.array(found)[known] for name, found in said.items()}
     prompts, values = prompts[known], values[known]
-    right = values >= 1
+    right = np.array([reaches(value) for value in values], dtype=bool)
     return {
         "format": "milr-calibration/1",
         "model": backbone.info.name,

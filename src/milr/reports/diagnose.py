@@ -21,7 +21,7 @@ import torch
 
 from milr.backbones.base import Backbone
 from milr.critics.scene import SceneCritic
-from milr.drafts import Draft, Latents, Trajectory
+from milr.drafts import Draft, Latents, Trajectory, reaches
 from milr.lab.curriculum import Item, tasks, unseen_items
 from milr.lab.language import agrees, read_reading
 from milr.lab.measure import share
@@ -34,7 +34,7 @@ STATES = ("right", "wrong reading", "wrong drawing")
 
 def state_of(draft: Draft, item: Item) -> str:
     """A draft that passes every check is right; else its reading is wrong, or the drawing of a right reading is."""
-    if draft.reward == 1:
+    if reaches(draft.reward):
         return "right"
     reading = read_reading(draft.drawn.reasoning)
     understood = reading is not None and reading.consistent and agrees(reading.meaning, item.meaning)
@@ -87,7 +87,7 @@ def _moves(found: Sequence[Trajectory]) -> dict[str, Any]:
         for draft in trajectory.drafts[1:]:
             reward = draft.reward or 0.0
             move = str(draft.ask.note.get("move", "draft"))
-            rows[move].append((reward > best, reward == 1, draft.drawn.cost.decoded_tokens))
+            rows[move].append((reward > best, reaches(reward), draft.drawn.cost.decoded_tokens))
             best = max(best, reward)
     return {
         move: {

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from milr import registry
+from milr.benchmarks.base import number_of
 from milr.disk import write_atomically
 from milr.drafts import Task, UserError
 from milr.reports.report import MAX_ABSTAIN, curves, make_report, to_markdown
@@ -31,7 +32,7 @@ class Standing:
     method: str
     searches: int
     done: int = 0
-    solved: int = 0
+    solved: int = 0  # reached the threshold
     drafts: int = 0
     unscored: int = 0
     best_rewards: list[float] = field(default_factory=list)  # of the finished searches
@@ -181,7 +182,8 @@ def describe(reading: Reading) -> Iterator[str]:
         f"{head['critic']}, model {head['model']}; {reading.drafts_a_second:.2f} drafts a second, {state}"
     )
     for one in reading.standings.values():
-        line = f"  {one.method}: {one.done} of {one.searches} done, {one.solved} solved, {one.drafts} drafts"
+        line = f"  {one.method}: {one.done} of {one.searches} done, {one.solved} at the threshold of "
+        line += f"{head['threshold']:g}, {one.drafts} drafts"
         if one.best_rewards:
             line += f", mean best reward {sum(one.best_rewards) / len(one.best_rewards):.3f}"
         yield line
@@ -201,6 +203,11 @@ def report_of(readings: Sequence[Reading], baseline: str | None = None) -> dict[
             raise UserError(
                 f"{other.folder} has another {differs.replace('_', ' ')} than {first.folder}; only runs on the same "
                 "prompts under the same terms can be compared."
+            )
+        if number_in(other) != number_in(first):
+            raise UserError(
+                f"{other.folder} is told by its {number_in(other)}, {first.folder} by its {number_in(first)}; only "
+                "runs with the same number can be compared."
             )
     methods: dict[str, Method] = {}
     outcomes: list[Outcome] = []
@@ -225,6 +232,8 @@ def report_of(readings: Sequence[Reading], baseline: str | None = None) -> dict[
     about = {key: value for key, value in started.items() if key not in ("methods", "baseline", "versions", "machine")}
     versions = _each_once(one for reading in readings for one in reading.versions)
     machines = _each_once(one for reading in readings for one in reading.machines)
+    benchmark = _benchmark(first)
+    told = {"number": number_in(first), "caveat": getattr(benchmark, "CAVEAT", "")}
     report = make_report(
         outcomes,
         list(methods.values()),
@@ -232,11 +241,12 @@ def report_of(readings: Sequence[Reading], baseline: str | None = None) -> dict[
         {
             **{key: value for key, value in first.head.items() if key != "format"},
             **about,
+            **told,
             "versions": versions,
             "machines": machines,
         },
         chosen if chosen in names else names[0],
-        overall=_overall(started.get("benchmark")),
+        overall=getattr(benchmark, "overall", None),
         max_abstain=float(started.get("max_abstain", MAX_ABSTAIN)),
     )
     ends = {key: one for reading in readings for key, one in reading.ends.items()}
@@ -287,11 +297,18 @@ def _flow_of(readings: Sequence[Reading], method: str) -> dict[str, list[list[fl
     return next((flow.means() for one in readings if (flow := one.flows.get(method)) is not None), {})
 
 
-def _overall(benchmark: str | None) -> Any:
-    """The benchmark's own score, where it has one and is installed."""
-    if benchmark is None or benchmark not in [part.name for part in registry.parts("benchmark")]:
+def number_in(reading: Reading) -> str:
+    """What the run's benchmark is scored by: as it was when the run began, or where that is not on record (runs of
+    before) as the benchmark says now."""
+    return str(reading.started.get("number") or number_of(_benchmark(reading)))
+
+
+def _benchmark(reading: Reading) -> Any:
+    """The module of the run's benchmark; None where the run has none, or it is not installed."""
+    name = reading.started.get("benchmark")
+    if name is None or name not in [part.name for part in registry.parts("benchmark")]:
         return None
-    return getattr(registry.load(registry.find("benchmark", benchmark)), "overall", None)
+    return registry.load(registry.find("benchmark", name))
 
 
 def _method(fields: Mapping[str, Any]) -> Method:

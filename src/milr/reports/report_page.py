@@ -1,4 +1,7 @@
-"""report.html: one self-contained page that shows which search won, by how much, at what cost, and how sure that is.
+"""report.html: one self-contained page that says which search won, by how much, at what cost, and how sure that is.
+
+First the answer in sentences and one table; all comparisons are there, folded. No table mixes judges without naming
+them above the columns.
 
 Like trajectory.html: no request leaves it, no script is in it, whatever a prompt, a text or a critic says is text.
 Knows reports and readings of runs.
@@ -10,8 +13,9 @@ import base64
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from milr.drafts import RIGHT, reaches
 from milr.reports.reading import Reading
-from milr.reports.report import INKS, curves, pair_of
+from milr.reports.report import INKS, curves, leading, pair_of, what_is_counted
 from milr.reports.signs import Ends
 from milr.runs.journal import read_image
 from milr.runs.page import data_uri, environment
@@ -29,10 +33,8 @@ def render_report(report: Mapping[str, Any], readings: Sequence[Reading]) -> str
     """The page as HTML. `report` is of these readings."""
     folders = {name: reading for reading in readings for name in (method.name for method in reading.methods)}
     names = list(report["searches"])
-    rivals = sorted(
-        (name for name in names if name != report["baseline"]),
-        key=lambda name: -report["searches"][name]["success"],
-    )
+    ranked = sorted(names, key=lambda name: -(report["searches"][name]["value"] or 0.0))
+    rivals = [name for name in ranked if name != report["baseline"]]
     gallery = _Gallery(report, folders)
     against = report["baseline"]
     return str(
@@ -41,13 +43,14 @@ def render_report(report: Mapping[str, Any], readings: Sequence[Reading]) -> str
         .render(
             report=report,
             names=names,
-            judge=(report["held_out"] or [report["critic"]])[0],
+            ranked=ranked,
+            leading=leading(report),
+            counted=what_is_counted(report),
+            what="mean" if report["number"] == "mean" else "success",
+            judge=report["judge"],
+            judged_by=report["judge"] if report["held_out"] else None,
             curves="data:image/svg+xml;base64," + base64.b64encode(curves(report).encode()).decode(),
-            verdicts=[
-                pair
-                for pair in report["pairs"]
-                if "category" not in pair and (pair["axis"] != "calls" or pair["at"] == report["calls"][-1])
-            ],
+            verdicts=sorted(report["pairs"], key=lambda pair: (pair["b"] != report["baseline"], "category" in pair)),
             pair_of=lambda name, **where: pair_of(report, name, **where),
             categories=list(next(iter(report["searches"].values()))["by_category"]),
             comparisons=[
@@ -104,7 +107,11 @@ class _Gallery:
     def better(self, a: str, b: str) -> Iterator[dict[str, Any]]:
         """Prompts where a's returned draft is better than b's, the largest difference first."""
         of_a, of_b = self._ends(a), self._ends(b)
-        differences = [(self._worth(one) - self._worth(of_b[key]), key) for key, one in of_a.items() if key in of_b]
+        differences = [
+            (mine - theirs, key)
+            for key, one in of_a.items()
+            if key in of_b and (mine := self._worth(one)) is not None and (theirs := self._worth(of_b[key])) is not None
+        ]
         for difference, key in sorted(differences, key=lambda pair: -pair[0])[:SIDE_BY_SIDE]:
             if difference > 0:
                 yield {
@@ -114,8 +121,14 @@ class _Gallery:
                 }
 
     def failures(self, name: str) -> Iterator[dict[str, Any]]:
-        """Returned drafts that fail, those with the same failed check beside each other."""
-        failed = [one for one in self._ends(name).values() if self._worth(one) < 1]
+        """Returned drafts that are no success, those with the same failed check beside each other; where the number is
+        a mean, the lowest."""
+        right = RIGHT if self.report["held_out"] else float(self.report["threshold"])
+        scored = [(worth, one) for one in self._ends(name).values() if (worth := self._worth(one)) is not None]
+        failed = [one for worth, one in scored if not reaches(worth, right)]
+        if self.report["number"] == "mean":
+            lowest = sorted(scored, key=lambda pair: (pair[0], pair[1].outcome.task))[:FAILURES]
+            failed = [one for worth, one in lowest if not reaches(worth, right)]
         failed.sort(key=lambda one: (sorted(self._failed(one)), one.outcome.task))
         step = max(1, len(failed) // FAILURES)
         for one in failed[::step][:FAILURES]:
@@ -125,11 +138,11 @@ class _Gallery:
         reading = self.readings[name]
         return {key[1:]: one for key, one in reading.ends.items() if key[0] == name}
 
-    def _worth(self, one: Ends) -> float:
-        for critic in self.report["held_out"]:
-            if (score := one.outcome.held_out.get(critic)) is not None:
-                return score
-        return one.outcome.rewards[one.outcome.returned] or 0.0
+    def _worth(self, one: Ends) -> float | None:
+        """What the judge of the headline says of the returned draft; None where it said nothing."""
+        if self.report["held_out"]:
+            return one.outcome.held_out.get(self.report["judge"])
+        return one.outcome.rewards[one.outcome.returned]
 
     def _failed(self, one: Ends) -> list[str]:
         """Failed checks in words: of the first critic that gives any."""

@@ -49,7 +49,8 @@ class Terms:
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands: searches of this method, how many are done and solved, scored drafts since the start."""
+    """Where a run stands: searches of this method, how many are done, how many of them reached the threshold
+    (`solved`), scored drafts since the start."""
 
     method: str
     searches: int

@@ -162,7 +162,8 @@ def _duration(seconds: float | None) -> str:
 
 
 class Pace:
-    """Plain lines of a long run: searches done and solved, drafts a second, time left. At most one in five seconds."""
+    """Plain lines of a long run: searches done, those at the threshold, drafts a second, time left. At most one in five
+    seconds."""
 
     SECONDS_BETWEEN = 5.0
 
@@ -182,7 +183,7 @@ class Pace:
         if is_over and self.last == math.inf:
             return
         self.last = math.inf if is_over else now
-        line = f"{progress.method}: {progress.done} of {progress.searches} searches, {progress.solved} solved"
+        line = f"{progress.method}: {progress.done} of {progress.searches} searches, {progress.solved} at the threshold"
         seconds, done = now - self.began, progress.done - self.done_before
         if progress.drafts:
             line += f", {progress.drafts} drafts ({progress.drafts / max(seconds, 1e-3):.1f} a second)"

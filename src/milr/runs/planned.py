@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from milr import registry
+from milr.benchmarks.base import number_of, stops_at
 from milr.drafts import Task, UserError
 
 if TYPE_CHECKING:
@@ -66,11 +67,12 @@ class PlannedRun:
     ) -> None:
         """`data`: the user's copy of the prompts; `about`: what else belongs in the report."""
         from milr.runs.bench import Terms, plan_of
-        from milr.runs.methods import BASELINE, METHODS, choose_methods
+        from milr.runs.methods import BASELINE, METHODS, choose_methods, without_twins
 
         self.folder = folder
         self.tasks = choose_tasks(wanted.benchmark, wanted.limit, wanted.prompt_seed, wanted.category, data)
         self.methods = choose_methods(wanted.searches) if wanted.searches else METHODS
+        self.methods, self.notes = without_twins(self.methods, wanted.baseline)
         names = [method.name for method in self.methods]
         if wanted.baseline is not None and wanted.baseline not in names:
             baseline = registry.shorten(wanted.baseline)
@@ -83,7 +85,8 @@ class PlannedRun:
             plan_of(method, self.terms)
         categories = {"categories": list(wanted.category)} if wanted.category else {}
         self.about = {
-            "benchmark": wanted.benchmark, "prompt_seed": wanted.prompt_seed, **categories,
+            "benchmark": wanted.benchmark, "number": number_of(module_of(wanted.benchmark)),
+            "prompt_seed": wanted.prompt_seed, **categories,
             **({} if max_abstain is None else {"max_abstain": max_abstain}), **(about or {}),
         }  # fmt: skip
 
@@ -103,9 +106,19 @@ class PlannedRun:
             )  # fmt: skip
 
 
+def module_of(benchmark: str) -> Any:
+    """The module of a benchmark. Raises UserError where there is none of this name."""
+    return registry.load(registry.find("benchmark", benchmark))
+
+
 def reward_of(benchmark: str) -> str:
     """The critic that fits a benchmark."""
-    return str(getattr(registry.load(registry.find("benchmark", benchmark)), "REWARD", "self"))
+    return str(getattr(module_of(benchmark), "REWARD", "self"))
+
+
+def threshold_of(benchmark: str) -> float:
+    """The reward at which a search on it stops, where the user names none."""
+    return stops_at(module_of(benchmark))
 
 
 def choose_tasks(
@@ -116,7 +129,7 @@ def choose_tasks(
     data: Path | None = None,
 ) -> Sequence[Task]:
     """The prompts that these options choose (`milr.benchmarks.base`: what a benchmark may offer). Raises UserError."""
-    prompts = registry.load(registry.find("benchmark", benchmark))
+    prompts = module_of(benchmark)
     takes_data = hasattr(prompts, "DATA_HELP")
     if data is not None and not takes_data:
         raise UserError(f"The benchmark '{benchmark}' has its prompts; leave --data out.")

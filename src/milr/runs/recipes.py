@@ -3,7 +3,7 @@
     paper: "Table 4: joint, alternate, text then image"     which part of the paper
     expected: "the three are similar"                       what it says there
     searches: ["milr:paper", "milr:alternate"]              as --search takes them
-    baseline, budget, seed, seeds, threshold                as the options, for all runs
+    baseline, budget, seed, seeds, threshold                as the options, for all runs or for one
     runs:
       - {for: lab, name: scenes, benchmark: scenes, limit: 300, prompt_seed: 31022, reward: scene, held_out: [self]}
       - {for: real, name: geneval, benchmark: geneval, reward: geneval}
@@ -22,6 +22,7 @@ import yaml
 
 from milr.drafts import UserError
 from milr.registry import did_you_mean
+from milr.runs.planned import threshold_of
 
 KINDS = ("lab", "real")
 
@@ -106,6 +107,8 @@ def _read_run(file: Path, raw: Any) -> RecipeRun:
         if not all(isinstance(one, str) for one in values.get(key, ())):
             raise UserError(f"In {file} '{key}' is a list of names.")
         values[key] = tuple(values.get(key, ()))
+    if "threshold" not in values:
+        values["threshold"] = threshold_of(values["benchmark"])
     known = {field.name for field in fields(RecipeRun)}
     return RecipeRun(**{key: value for key, value in values.items() if key in known})
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from milr.critics.base import judge
-from milr.drafts import Task, UserError
+from milr.drafts import Task, UserError, reaches
 from milr.statistics import clustered_share, mean_interval
 
 if TYPE_CHECKING:
@@ -180,7 +180,7 @@ def _means(rows: Sequence[Mapping[str, Any]], critic: str) -> dict[str, Any]:
     prompts: dict[str, list[float]] = {}
     for row in rows:
         prompts.setdefault(row["task"], []).append(row["scores"][critic])
-    shares = [sum(value == 1 for value in values) / len(values) for values in prompts.values()]
+    shares = [sum(reaches(value) for value in values) / len(values) for values in prompts.values()]
     share, low, high = clustered_share(shares, max(len(values) for values in prompts.values()))
     mean, mean_low, mean_high = mean_interval([sum(values) / len(values) for values in prompts.values()])
     return {
@@ -190,7 +190,8 @@ def _means(rows: Sequence[Mapping[str, Any]], critic: str) -> dict[str, Any]:
 
 
 def to_markdown(found: Mapping[str, Any]) -> str:
-    """A table a critic."""
+    """A table a critic. Where `found` has the benchmark's `number` ("success" or "mean"), its own score is that one
+    alone, else both are given."""
     lines = [f"{len(found['pictures'])} pictures of {found['prompts']} prompts; 95 % intervals over prompts.", ""]
     for critic, of in found["critics"].items():
         if not of["n"]:
@@ -203,6 +204,9 @@ def to_markdown(found: Mapping[str, Any]) -> str:
             mean = f"{row['score']:.3f} [{row['score_low']:.3f}, {row['score_high']:.3f}]"
             lines.append(f"| {name} | {row['n']} | {right} | {mean} |")
         if "benchmark_success" in of:
-            lines.append(f"| the benchmark's own | | {of['benchmark_success']:.3f} | {of['benchmark_score']:.3f} |")
+            number = found.get("number")
+            right = "" if number == "mean" else f"{of['benchmark_success']:.3f}"
+            mean = "" if number == "success" else f"{of['benchmark_score']:.3f}"
+            lines.append(f"| the benchmark's own | | {right} | {mean} |")
         lines += ["", *([f"{critic} abstained on {of['abstained']}.", ""] if of["abstained"] else [])]
     return "\n".join(lines)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -18,6 +19,12 @@ from milr.drafts import Ask, Draft, Drawn, Task
 # to the user instead of the best one (the `official` preset returns its last image); a search that yields
 # once more when the budget is spent, or the threshold reached, is closed.
 Search = Generator[Ask, Draft, int | None]
+
+# What a search module's optional `looks_at_budget(settings)` says. A search with a budget of 20 that has made k calls
+# stands where one with a budget of k would end, and reports read success after k calls from it; unless the drafts that
+# it asks for depend on the budget ("always"), or it chooses at the end which draft to return, and not by the reward
+# alone, where the critic gives no checks ("without checks").
+LooksAtBudget = Literal["", "always", "without checks"]
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 
 from milr.drafts import Ask, Draft, Forced, Greedy, Sample
-from milr.searches.base import Problem, Search, whole_text
+from milr.searches.base import LooksAtBudget, Problem, Search, whole_text
 from milr.searches.choice import most_credible
 from milr.searches.untried import Untried
 from milr.settings import check, setting
@@ -76,6 +76,11 @@ def _another(untried: Untried, draft: Draft, problem: Problem, rest: Sample) -> 
         untried.use(draft.drawn.text_tokens[: len(logits)], logits)
     words = untried.draw(problem.rng)
     return (rest, Untried()) if words is None else (Forced(words, then=rest), untried)
+
+
+def looks_at_budget(settings: BestOfN) -> LooksAtBudget:
+    """Whether k drafts of a longer search are what a budget of k brings: `shrink` chooses at the end."""
+    return "without checks" if settings.shrink else ""
 
 
 SETTINGS = BestOfN

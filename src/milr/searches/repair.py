@@ -40,7 +40,7 @@ import torch
 from torch import Tensor
 
 from milr.drafts import Ask, Draft, Forced, Greedy, Sample
-from milr.searches.base import Problem, Search, whole_text
+from milr.searches.base import LooksAtBudget, Problem, Search, whole_text
 from milr.searches.choice import most_credible
 from milr.settings import check, setting
 
@@ -296,6 +296,11 @@ def _redrawn(candidate: Candidate, problem: Problem, settings: Repair) -> frozen
     }
     places = wrong_places(candidate.draft, grid) if settings.use_places else None
     return frozenset(i for i in near | (places or frozenset()) if i > candidate.position)
+
+
+def looks_at_budget(settings: Repair) -> LooksAtBudget:
+    """Whether k drafts of a longer search are what a budget of k brings: `caution` and `shrink` choose at the end."""
+    return "without checks" if settings.caution or settings.shrink else ""
 
 
 SETTINGS = Repair
