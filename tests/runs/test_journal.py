@@ -12,6 +12,7 @@ import kills
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from power import Disk, PowerCut
 
 from command import ROOT, Milr
 from milr.drafts import Task, UserError
@@ -63,6 +64,58 @@ def test_killed_at_twenty_random_moments_it_ends_as_if_unbroken(tmp_path):
         assert trial["same_lines"], trial
         assert trial["nothing_twice"], trial
         assert trial["same_images"], trial
+
+
+def test_killed_and_stopped_while_it_resumes_and_once_more_it_ends_as_if_unbroken(tmp_path):
+    """Both ways, in the middle of reading, of drawing, of judging and of writing."""
+    trials = [json.loads(line) for line in in_a_process_of_its_own("again", tmp_path)]
+    assert len(trials) == 8
+    for trial in trials:
+        assert trial == {
+            **trial, "stopped": [True] * 3, "status": 0, "same_report": True, "same_lines": True, "same_images": True,
+        }  # fmt: skip
+
+
+@pytest.mark.parametrize("written_early", [(), ("journal.jsonl",)], ids=["in order", "journal early"])
+def test_what_was_said_to_be_on_disk_outlives_the_power(redness, tmp_path, monkeypatch, written_early):
+    """Cut before a sync, here and there. What the run told of is not drawn again, and it ends as if unbroken; also
+    where the system wrote lines before it was asked to."""
+    unbroken, counted = kills.Counting(), tmp_path / "counted"
+    counted.mkdir()
+    with monkeypatch.context() as patch:
+        disk = Disk(patch)
+        kills.run(counted / "run", unbroken, **kills.SMALL)
+    whole, syncs = kills.left(counted / "run"), disk.syncs
+    for cut_at in (0, 1, 3, 5, 6, 7, 8, 9, syncs // 3, syncs // 2, syncs - 9):
+        drafts, folder = {}, tmp_path / f"disk-{cut_at}"
+        folder.mkdir()
+        with monkeypatch.context() as patch:
+            disk = Disk(patch, cut_at)
+
+            def tell(progress, drafts=drafts):
+                drafts[progress.method] = progress.drafts
+
+            with pytest.raises(PowerCut):
+                kills.run(folder / "run", tell=tell, **kills.SMALL)
+        left = disk.survivors(folder, tmp_path / f"left-{cut_at}", written_early)
+        again = kills.Counting()
+        kills.run(left / "run", again, **kills.SMALL)
+        assert kills.left(left / "run") == whole, cut_at
+        assert again.drawn <= unbroken.drawn - sum(drafts.values()), cut_at
+
+
+@pytest.mark.parametrize("batch", [1, 3, 32])
+def test_it_goes_on_with_another_batch(whole, redness, tmp_path, batch):
+    folder = copy(whole[0], tmp_path / "run")
+    journal = folder / "journal.jsonl"
+    lines = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"".join(lines[: len(lines) // 2]))
+    kills.run(folder, batch=batch)
+    report, lines, images = kills.left(folder)
+    assert (lines, images) == whole[1][1:]
+    same, machines = json.loads(whole[1][0]), [batch, 4]
+    assert [one["batch"] for one in json.loads(report)["machines"]] == machines[::-1]
+    assert json.loads(report)["searches"] == same["searches"]
 
 
 @settings(deadline=None, max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -176,7 +229,7 @@ def milr(tmp_path):
 
 def wait_for_drafts(folder, number):
     journal = folder / "journal.jsonl"
-    for _ in range(600):
+    for _ in range(6000):
         if journal.exists() and len(journal.read_bytes().splitlines()) >= number:
             return
         time.sleep(0.05)
@@ -189,15 +242,20 @@ def bench(*more):
 
 
 def test_ctrl_c_twice_a_second_writer_and_a_new_beginning(milr):
-    first = milr.start(*bench(), TOY_SECONDS="0.3")
-    wait_for_drafts(milr.folder / "r", 3)
-    second = milr(*bench())
-    assert second.returncode == 2
-    assert "Another run is writing" in second.stderr
-    first.send_signal(signal.SIGINT)
-    time.sleep(0.1)
-    first.send_signal(signal.SIGINT)
-    out, _ = first.communicate(timeout=60)
+    pipe = milr.folder / "pipe"
+    os.mkfifo(pipe)
+    first = milr.start(*bench(), TOY_WAITS=f"3 {pipe}")  # the fourth time it draws it waits for this pipe: for ever
+    try:
+        wait_for_drafts(milr.folder / "r", 3)
+        second = milr(*bench())
+        assert second.returncode == 2
+        assert "Another run is writing" in second.stderr
+        first.send_signal(signal.SIGINT)
+        first.send_signal(signal.SIGINT)
+        out, _ = first.communicate(timeout=300)
+    finally:
+        first.kill()
+        first.communicate()
     assert first.returncode != 0
     assert out == ""
     kept = (milr.folder / "r" / "journal.jsonl").read_bytes()

@@ -41,6 +41,8 @@ TEXT_LENGTH = 8
 
 
 class ToyBackbone:
+    rounds = 0
+
     def __init__(self, device="auto", dtype="auto"):
         if dtype == "float16":
             raise UserError("float16 is for GPUs; on the CPU use --dtype bfloat16 or float32.")
@@ -67,6 +69,11 @@ class ToyBackbone:
 
     def draw(self, orders):
         time.sleep(float(os.environ.get("TOY_SECONDS", "0")))
+        rounds, _, pipe = os.environ.get("TOY_WAITS", "").partition(" ")
+        if pipe and self.rounds == int(rounds):
+            with open(pipe) as writer:  # waits until somebody opens it to write
+                writer.read()
+        self.rounds += 1
         return [self._draw(order) for order in orders]
 
     def _draw(self, order):
