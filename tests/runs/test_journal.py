@@ -16,6 +16,7 @@ from power import Disk, PowerCut
 
 from command import ROOT, Milr
 from milr.drafts import Task, UserError
+from milr.reports.reading import write_report
 from milr.runs.journal import Journal, image_file, put_aside, read_head, read_lines, read_tasks
 from runs_toy import install_redness
 
@@ -164,6 +165,44 @@ def test_drafts_whose_image_is_lost_are_drawn_again(whole, redness, tmp_path):
     kills.run(folder)
     report, _, images = kills.left(folder)
     assert (report, images) == (whole[1][0], whole[1][2])
+
+
+def test_an_ended_search_without_one_of_its_drafts_goes_on_from_the_others(whole, redness, tmp_path):
+    """Ctrl-C between a draft and its line left such journals."""
+    folder = copy(whole[0], tmp_path / "run")
+    journal = folder / "journal.jsonl"
+    lines = journal.read_bytes().splitlines(keepends=True)
+    at = next(k for k, line in enumerate(lines) if b'"draft"' in line and json.loads(line)["draft"]["number"] == 4)
+    journal.write_bytes(b"".join(lines[:at] + lines[at + 1 :]))
+    with pytest.raises(UserError, match=r"1 searches of .* are missing"):
+        write_report(folder)
+    again = kills.Counting()
+    kills.run(folder, again)
+    assert again.drawn == 1
+    report, _, images = kills.left(folder)
+    assert (report, images) == (whole[1][0], whole[1][2])
+
+
+@pytest.mark.parametrize("call", [1, 2, 3, 4, 5])
+def test_ctrl_c_between_a_draft_and_its_line_loses_neither(redness, tmp_path, monkeypatch, call):
+    """It comes while the image of a draft is written, the last draft of its search among them."""
+    unbroken = kills.Counting()
+    kills.run(tmp_path / "whole", unbroken, **kills.SMALL)
+    real, calls = Journal._keep, iter(range(10**9))
+
+    def interrupted(self, image):
+        if next(calls) == 2 * call:
+            raise KeyboardInterrupt
+        return real(self, image)
+
+    first, second = kills.Counting(), kills.Counting()
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "_keep", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            kills.run(tmp_path / "run", first, **kills.SMALL)
+    kills.run(tmp_path / "run", second, **kills.SMALL)
+    assert kills.left(tmp_path / "run") == kills.left(tmp_path / "whole")
+    assert first.drawn + second.drawn == unbroken.drawn
 
 
 def test_a_full_disk_stops_the_run_and_it_goes_on_when_there_is_room(whole, redness, tmp_path):
