@@ -2,15 +2,18 @@
 
     python kills.py kill FOLDER SEED TRIALS
     python kills.py full FOLDER ROOM...
+    python kills.py again FOLDER
 
 `kill` prints one JSON line a trial: how often the run was killed, and whether what it left is what an unbroken run
 leaves. A moment is a call into C, counted from the start: all that a run leaves behind goes through one, and unlike a
 time it is the same on every machine.
 
-`full` lets no file of a run in FOLDER/ROOM grow beyond ROOM bytes and prints the child's exit status. A process
+`full` lets no file of a run in FOLDER/ROOM grow beyond ROOM bytes and prints the child's exit status. `again` stops
+runs, and then twice their resumes, at chosen calls, by SIGKILL and by Ctrl-C; it prints as `kill` does. A process
 of its own, since a fork of one that computes with several threads may hang: start it with OMP_NUM_THREADS=1.
 """
 
+import itertools
 import json
 import os
 import random
@@ -28,15 +31,29 @@ from milr.runs.methods import METHODS
 from runs_toy import install_redness
 from toy_milr.backbone import ToyBackbone
 from toy_milr.benchmark import tasks
+from toy_milr.critic import Redness
 
 PROMPTS, SEEDS, BUDGET = 6, 2, 5
 FEW = (METHODS[1], METHODS[2], METHODS[7])
 
 
-def run(folder):
+class Counting(ToyBackbone):
+    """Counts the drafts that it samples (one whose tokens are all forced is only read)."""
+
+    def __init__(self):
+        super().__init__()
+        self.drawn = 0
+
+    def draw(self, orders):
+        found = super().draw(orders)
+        self.drawn += sum(one.cost.decoded_tokens > 0 for one in found)
+        return found
+
+
+def run(folder, backbone=None, tell=None, batch=4, methods=FEW, prompts=PROMPTS, seeds=SEEDS):
     bench(
-        ToyBackbone(), tasks(PROMPTS, 7), folder, Terms(budget=BUDGET, seeds=SEEDS, critic="redness"),
-        methods=FEW, baseline=METHODS[2].name, batch=4,
+        backbone or ToyBackbone(), tasks(prompts, 7), folder, Terms(budget=BUDGET, seeds=seeds, critic="redness"),
+        methods=methods, baseline=METHODS[2].name, batch=batch, tell=tell,
     )  # fmt: skip
     return write_report(folder)
 
@@ -54,20 +71,43 @@ class Calls:
                 os.kill(os.getpid(), signal.SIGKILL)
 
 
-def child(folder, room=None, last=None):
+# A quick one: without and with latents.
+SMALL = {"methods": (METHODS[2], METHODS[7]), "prompts": 3, "seeds": 1, "batch": 2}
+
+
+CALLS = {"draw": (ToyBackbone, "draw"), "score": (Redness, "score"), "sync": (os, "fsync"), "rename": (os, "replace")}
+
+
+def stop_at(call, number, by):
+    """Let this process get a signal at the so-manieth call."""
+    owner, name = CALLS[call]
+    real, calls = getattr(owner, name), iter(range(10**9))
+
+    def counting(*arguments):
+        if next(calls) == number:
+            os.kill(os.getpid(), by)
+        return real(*arguments)
+
+    setattr(owner, name, counting)
+
+
+def child(folder, room=None, last=None, stop=None, **size):
     """Start a run in a child; its process id. It exits with 3 where it says that it cannot write, with 1 for others.
 
-    `room`: no file may have more bytes. `last`: the call into C before which it is killed.
+    `room`: no file may have more bytes. `last`: the call into C before which it is killed. `stop`: see `stop_at`.
     """
     pid = os.fork()
     if pid == 0:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         if last is not None:
             sys.setprofile(Calls(last))
+        if stop is not None:
+            stop_at(*stop)
         if room is not None:
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
             resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
         try:
-            run(folder)
+            run(folder, **size)
             os._exit(0)
         except BaseException as error:
             print(type(error).__name__, error, file=sys.stderr)
@@ -117,6 +157,35 @@ def kill(folder, seed, trials):
         )
 
 
+def again(folder):
+    run(folder / "whole", **SMALL)
+    whole = left(folder / "whole")
+    calls = (("draw", 2), ("score", 1), ("rename", 4), ("sync", 5), ("sync", 0), ("draw", 0), ("sync", 3), ("score", 2))
+    pairs = itertools.product((signal.SIGKILL, signal.SIGINT), repeat=2)
+    for (call, number), (first, second) in zip(calls, itertools.cycle(pairs)):
+        cut = folder / f"{call}-{number}-{first}-{second}"
+        stopped, lines = [], 0
+        for stop in (("draw", 5, signal.SIGKILL), (call, number, first), (call, number, second)):
+            _, status = os.waitpid(child(cut, stop=stop, **SMALL), 0)
+            stopped.append(status != 0)
+            before, lines = lines, (cut / "journal.jsonl").read_bytes().count(b"\n")
+            assert lines >= before, "what was on disk is gone"
+        _, status = os.waitpid(child(cut, **SMALL), 0)
+        report, lines, images = left(cut) if status == 0 else (None, None, None)
+        print(
+            json.dumps(
+                {
+                    "trial": cut.name,
+                    "stopped": stopped,
+                    "status": status,
+                    "same_report": report == whole[0],
+                    "same_lines": lines == whole[1],
+                    "same_images": images == whole[2],
+                }
+            )
+        )
+
+
 def full(folder, *rooms):
     for room in rooms:
         _, status = os.waitpid(child(folder / str(room), room), 0)
@@ -125,4 +194,4 @@ def full(folder, *rooms):
 
 if __name__ == "__main__":
     install_redness(pytest.MonkeyPatch())
-    {"kill": kill, "full": full}[sys.argv[1]](Path(sys.argv[2]), *map(int, sys.argv[3:]))
+    {"kill": kill, "full": full, "again": again}[sys.argv[1]](Path(sys.argv[2]), *map(int, sys.argv[3:]))

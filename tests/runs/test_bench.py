@@ -363,6 +363,35 @@ def test_a_critic_that_ends_the_run_costs_nothing_on_record(judges, tmp_path, mo
     assert CountingBackbone.drawn == drawn
 
 
+def test_a_search_that_is_taken_up_again_may_be_stopped_again(judges, tmp_path, monkeypatch):
+    """Some drafts lack a verdict and others after them have one; it is stopped between two of them."""
+
+    def only_some(self, images, tasks):
+        lost = [self.is_down and sum(image.tobytes()) % 3 == 0 for image in images]
+        found = [Score(None, reason="down", outage=True) if bad else Score(0.5) for bad in lost]
+        self.calls += len(images)
+        if self.calls > self.most:
+            raise KeyboardInterrupt
+        return found
+
+    monkeypatch.setattr(Judge, "score", only_some)
+    monkeypatch.setattr(Judge, "most", 10**6, raising=False)
+    terms = {"n": 4, "budget": 6, "methods": TWO[:1]}
+    whole = run(tmp_path / "whole", **terms)
+    judge = judges["redness"]
+    judge.is_down = True
+    down = run(tmp_path / "run", **terms)
+    assert 0 < down["searches"][TWO[0].name]["abstained"] < 1
+    judge.is_down, judge.calls, judge.most = False, 0, 3
+    CountingBackbone.drawn = 0
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "run", CountingBackbone(), batch=2, **terms)
+    judge.most = 10**6
+    again = run(tmp_path / "run", CountingBackbone(), **terms)
+    assert again["searches"] == whole["searches"]
+    assert CountingBackbone.drawn == 0
+
+
 def test_searches_of_an_older_milr_that_no_critic_judged_are_taken_up_again(judges, tmp_path):
     terms = {"n": 4, "budget": 12, "methods": TWO[:1], "held_out": ("noise",)}
     whole = run(tmp_path / "whole", **terms)

@@ -12,9 +12,11 @@ import kills
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from power import Disk, PowerCut
 
 from command import LONG, ROOT, Milr
 from milr.drafts import Task, UserError
+from milr.reports.reading import write_report
 from milr.runs.journal import Journal, image_file, put_aside, read_head, read_lines, read_tasks
 from runs_toy import install_redness
 
@@ -65,6 +67,58 @@ def test_killed_at_random_moments_it_ends_as_if_unbroken(tmp_path, count):
         assert trial["same_images"], trial
 
 
+def test_killed_and_stopped_while_it_resumes_and_once_more_it_ends_as_if_unbroken(tmp_path):
+    """Both ways, in the middle of reading, of drawing, of judging and of writing."""
+    trials = [json.loads(line) for line in in_a_process_of_its_own("again", tmp_path)]
+    assert len(trials) == 8
+    for trial in trials:
+        assert trial == {
+            **trial, "stopped": [True] * 3, "status": 0, "same_report": True, "same_lines": True, "same_images": True,
+        }  # fmt: skip
+
+
+@pytest.mark.parametrize("written_early", [(), ("journal.jsonl",)], ids=["in order", "journal early"])
+def test_what_was_said_to_be_on_disk_outlives_the_power(redness, tmp_path, monkeypatch, written_early):
+    """Cut before a sync, here and there. What the run told of is not drawn again, and it ends as if unbroken; also
+    where the system wrote lines before it was asked to."""
+    unbroken, counted = kills.Counting(), tmp_path / "counted"
+    counted.mkdir()
+    with monkeypatch.context() as patch:
+        disk = Disk(patch)
+        kills.run(counted / "run", unbroken, **kills.SMALL)
+    whole, syncs = kills.left(counted / "run"), disk.syncs
+    for cut_at in (0, 1, 3, 5, 6, 7, 8, 9, syncs // 3, syncs // 2, syncs - 9):
+        drafts, folder = {}, tmp_path / f"disk-{cut_at}"
+        folder.mkdir()
+        with monkeypatch.context() as patch:
+            disk = Disk(patch, cut_at)
+
+            def tell(progress, drafts=drafts):
+                drafts[progress.method] = progress.drafts
+
+            with pytest.raises(PowerCut):
+                kills.run(folder / "run", tell=tell, **kills.SMALL)
+        left = disk.survivors(folder, tmp_path / f"left-{cut_at}", written_early)
+        again = kills.Counting()
+        kills.run(left / "run", again, **kills.SMALL)
+        assert kills.left(left / "run") == whole, cut_at
+        assert again.drawn <= unbroken.drawn - sum(drafts.values()), cut_at
+
+
+@pytest.mark.parametrize("batch", [1, 3, 32])
+def test_it_goes_on_with_another_batch(whole, redness, tmp_path, batch):
+    folder = copy(whole[0], tmp_path / "run")
+    journal = folder / "journal.jsonl"
+    lines = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"".join(lines[: len(lines) // 2]))
+    kills.run(folder, batch=batch)
+    report, lines, images = kills.left(folder)
+    assert (lines, images) == whole[1][1:]
+    same, machines = json.loads(whole[1][0]), [batch, 4]
+    assert [one["batch"] for one in json.loads(report)["machines"]] == machines[::-1]
+    assert json.loads(report)["searches"] == same["searches"]
+
+
 @settings(
     deadline=None, max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
@@ -113,6 +167,44 @@ def test_drafts_whose_image_is_lost_are_drawn_again(whole, redness, tmp_path):
     kills.run(folder)
     report, _, images = kills.left(folder)
     assert (report, images) == (whole[1][0], whole[1][2])
+
+
+def test_an_ended_search_without_one_of_its_drafts_goes_on_from_the_others(whole, redness, tmp_path):
+    """Ctrl-C between a draft and its line left such journals."""
+    folder = copy(whole[0], tmp_path / "run")
+    journal = folder / "journal.jsonl"
+    lines = journal.read_bytes().splitlines(keepends=True)
+    at = next(k for k, line in enumerate(lines) if b'"draft"' in line and json.loads(line)["draft"]["number"] == 4)
+    journal.write_bytes(b"".join(lines[:at] + lines[at + 1 :]))
+    with pytest.raises(UserError, match=r"1 searches of .* are missing"):
+        write_report(folder)
+    again = kills.Counting()
+    kills.run(folder, again)
+    assert again.drawn == 1
+    report, _, images = kills.left(folder)
+    assert (report, images) == (whole[1][0], whole[1][2])
+
+
+@pytest.mark.parametrize("call", [1, 2, 3, 4, 5])
+def test_ctrl_c_between_a_draft_and_its_line_loses_neither(redness, tmp_path, monkeypatch, call):
+    """It comes while the image of a draft is written, the last draft of its search among them."""
+    unbroken = kills.Counting()
+    kills.run(tmp_path / "whole", unbroken, **kills.SMALL)
+    real, calls = Journal._keep, iter(range(10**9))
+
+    def interrupted(self, image):
+        if next(calls) == 2 * call:
+            raise KeyboardInterrupt
+        return real(self, image)
+
+    first, second = kills.Counting(), kills.Counting()
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "_keep", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            kills.run(tmp_path / "run", first, **kills.SMALL)
+    kills.run(tmp_path / "run", second, **kills.SMALL)
+    assert kills.left(tmp_path / "run") == kills.left(tmp_path / "whole")
+    assert first.drawn + second.drawn == unbroken.drawn
 
 
 def test_a_full_disk_stops_the_run_and_it_goes_on_when_there_is_room(whole, redness, tmp_path):

@@ -46,6 +46,8 @@ TEXT_LENGTH = 8
 
 
 class ToyBackbone:
+    rounds = 0
+
     def __init__(self, device="auto", dtype="auto"):
         if dtype == "float16":
             raise UserError("float16 is for GPUs; on the CPU use --dtype bfloat16 or float32.")

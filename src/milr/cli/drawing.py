@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -236,7 +236,10 @@ def replay(
     dtype: Annotated[str | None, typer.Option(help="Number format.", show_default="the recorded one")] = None,
     as_json: Json = False,
 ) -> None:
-    """Draw a recorded trajectory again and verify that the same tokens come out (exit code 1 if not)."""
+    """Draw a recorded trajectory again and verify that the same tokens come out (exit code 1 if not).
+
+    Where they do not, the recorded tokens are read by the model, to tell other rounding from another model.
+    """
     from milr.runs.record import read_record
 
     read_record(folder)  # a bad file is found before torch is imported
@@ -253,7 +256,9 @@ def replay(
         on_draft=lambda done, drafts: console.print(f"drew {done} of {drafts}", highlight=False),
     )
     if as_json:
-        print(json.dumps({"same": outcome.is_same, **outcome.__dict__}))
+        likelihood = outcome.likelihood
+        by_rounding = None if likelihood is None else likelihood.is_of_this_model
+        print(json.dumps({"same": outcome.is_same, "same_model": by_rounding, **asdict(outcome)}))
     elif outcome.is_same:
         print(f"The same: all {outcome.drafts} drafts have the recorded tokens.")
     elif outcome.refused:
@@ -265,5 +270,7 @@ def replay(
             print(f"  {line}")
         for line in outcome.circumstances:
             print(f"  not as it was: {line}")
+        if outcome.likelihood is not None:
+            print(f"  {outcome.likelihood}")
     if not outcome.is_same:
         raise typer.Exit(1)

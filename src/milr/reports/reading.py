@@ -152,8 +152,11 @@ def read_run(folder: Path) -> Reading:
                 standing.reasons[score["reason"]] = standing.reasons.get(score["reason"], 0) + 1
         else:
             outcome = read_outcome(line["outcome"])
+            drawn = begun.get(outcome.key, [])
+            if len(drawn) < len(outcome.rewards):
+                continue  # a draft's line is lost: the run's command draws it again
             outcomes[outcome.key] = outcome  # the last one counts: it was taken up again
-            first, *_ = drawn = begun[outcome.key]
+            first = drawn[0]
             ends[outcome.key] = Ends(outcome, *_columns(first, drawn[outcome.returned]))
             steps[outcome.key] = [one["note"] for one in drawn[1 : len(outcome.rewards)]]
             if not outcome.lacks(str(head["critic"])):

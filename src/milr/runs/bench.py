@@ -100,6 +100,7 @@ class Local:
                 keeper.keep(outcome_of(method, trajectory))
         except Interrupted as stop:
             for trajectory in stop.trajectories:
+                keeper.catch_up(trajectory)
                 # Else it goes on from its drafts, also where only the held-out critics have not judged it yet.
                 if trajectory.stopped != "interrupted" and len(trajectory.held_out) == len(held_out):
                     keeper.keep(outcome_of(method, trajectory))
@@ -278,6 +279,7 @@ class Keeper:
         self.finished = done - self.lacking.keys()
         self.solved = sum(outcomes[key].stopped == "threshold" for key in self.finished)
         self.drafts = 0
+        self.kept: dict[tuple[str, int], int] = {}  # how many drafts of searches that go on are in the journal
         self._say()
 
     def left(self, task: Task) -> list[int]:
@@ -295,14 +297,23 @@ class Keeper:
         if len(recorded) < len(outcome.rewards):  # an image is lost
             return Job(task, seed_index, recorded)
         judged = tuple(name for name in outcome.held_out if name not in lacks)
+        self.kept[task.id, seed_index] = len(recorded)
         return Job(task, seed_index, recorded, Ended(outcome.returned, outcome.stopped, outcome.notes, judged))
 
     def hear(self, event: Event) -> None:
         """What the driver tells: new drafts are kept, and on disk when their round ends."""
-        if isinstance(event, DraftScored) and not event.recorded:
-            self.add_draft(event.task.id, event.seed_index, event.draft)
+        if isinstance(event, DraftScored):
+            if not event.recorded:
+                self.add_draft(event.task.id, event.seed_index, event.draft)
+            self.kept[event.task.id, event.seed_index] = event.draft.number + 1
         elif isinstance(event, RoundEnded):
             self.sync()
+
+    def catch_up(self, trajectory: Trajectory) -> None:
+        """Keep the drafts of a search that Ctrl-C came too early for: one may fall between a draft and its line."""
+        task, seed_index = trajectory.task.id, trajectory.seed_index
+        for draft in trajectory.drafts[self.kept.get((task, seed_index), 0) :]:
+            self.add_draft(task, seed_index, draft)
 
     def add_draft(self, task: str, seed_index: int, draft: Draft) -> None:
         self.journal.add_draft(self.method.name, task, seed_index, draft)
@@ -325,6 +336,7 @@ class Keeper:
             )
         self.journal.add(outcome)
         self.finished.add((outcome.task, outcome.seed_index))
+        self.kept.pop((outcome.task, outcome.seed_index), None)
         self.solved += outcome.stopped == "threshold"
         self._say()
 

@@ -243,6 +243,9 @@ class Journal:
         for after, line in _lines(self.folder / "journal.jsonl"):
             if "outcome" in line:
                 outcome = read_outcome(line["outcome"])
+                end = after
+                if len(self._begun.get(outcome.key, ())) < len(outcome.rewards):
+                    continue  # a draft's line is lost: it is drawn again, the others are there
                 self.outcomes[outcome.key] = outcome  # the last one counts: it was taken up again
                 if not outcome.lacks(str(self.head.get("critic", ""))):
                     self._begun.pop(outcome.key, None)

@@ -2,18 +2,20 @@
 
 The recorded asks are fed to the model one by one, so this checks the model and its engine, not the search or the
 critic. PyTorch promises no identity across versions, devices or dtypes: where tokens differ, what else differs is
-named.
+named, and a weaker question is asked. The recorded tokens are forced through the model: are they as probable as what
+it draws itself? Then the other tokens are a matter of rounding, and it is the same model (`Likelihood`).
 """
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from milr.drafts import Choice, Drawn, Forced, Order, UserError
+from milr.drafts import Ask, Choice, Drawn, Forced, Order, Sample, UserError
 from milr.runs.generate import check_prompt
 from milr.runs.record import Record, RecordedDraft, fingerprint, read_record, versions
 
@@ -21,6 +23,47 @@ if TYPE_CHECKING:
     from milr.backbones.base import Backbone
 
 DRAFTS_AT_ONCE = 8
+ROUNDING = 0.5  # of a log-probability: logits of 16 to 32 are 0.125 apart in bfloat16, and states are rounded before
+CHANCE = 4.0  # standard errors
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """How probable recorded tokens are to this model, teacher-forced: each after the recorded ones before it.
+
+    sampled: tokens that were drawn by chance. surprise: minus the mean log-probability of these, in nats; expected:
+    what that is for tokens that this model draws itself (its entropy), error: the standard error of their difference.
+    greedy: tokens that were to be the most probable. behind: by how much the log-probability of one of these lies below
+    the most probable one's, at most.
+    """
+
+    sampled: int = 0
+    surprise: float = 0.0
+    expected: float = 0.0
+    error: float = 0.0
+    greedy: int = 0
+    behind: float = 0.0
+
+    @property
+    def is_of_this_model(self) -> bool:
+        """Whether rounding explains the difference: no greedy token is far behind, and chance explains the surprise."""
+        return self.behind <= ROUNDING and abs(self.surprise - self.expected) <= CHANCE * self.error + ROUNDING
+
+    def __str__(self) -> str:
+        found = []
+        if self.sampled:
+            found.append(
+                f"{self.sampled} sampled tokens have a mean log-probability of {-self.surprise:.2f}, this model's own "
+                f"{-self.expected:.2f} +- {self.error:.2f}"
+            )
+        if self.greedy:
+            found.append(
+                f"{self.greedy} tokens that should be the most probable ones are at most {self.behind:.2g} behind"
+            )
+        verdict = (
+            "other tokens by rounding, the same model" if self.is_of_this_model else "more than rounding, another model"
+        )
+        return f"{verdict}: {'; '.join(found)}"
 
 
 @dataclass(frozen=True)
@@ -34,6 +77,7 @@ class Replay:
     changed: tuple[str, ...]
     circumstances: tuple[str, ...]
     refused: str = ""
+    likelihood: Likelihood | None = None  # of the recorded tokens of the changed drafts
 
     @property
     def is_same(self) -> bool:
@@ -69,6 +113,7 @@ def replay(
         return Replay(len(record.drafts), (), circumstances, refused)
     _check_fit(record, model)
     changed: list[str] = []
+    doubted: list[RecordedDraft] = []
     for start in range(0, len(record.drafts), DRAFTS_AT_ONCE):
         chunk = record.drafts[start : start + DRAFTS_AT_ONCE]
         for draft, drawn in zip(chunk, _draw(model, record.prompt, chunk), strict=True):
@@ -77,9 +122,66 @@ def replay(
                 difference = _difference(draft, _draw(model, record.prompt, [draft])[0])
             if difference:
                 changed.append(f"draft {draft.number}: {difference}")
+                doubted.append(draft)
         if on_draft is not None:
             on_draft(start + len(chunk), len(record.drafts))
-    return Replay(len(record.drafts), tuple(changed), circumstances)
+    likelihood = likelihood_of(model, record.prompt, doubted) if doubted else None
+    return Replay(len(record.drafts), tuple(changed), circumstances, likelihood=likelihood)
+
+
+def likelihood_of(model: Backbone, prompt: str, drafts: Sequence[RecordedDraft]) -> Likelihood:
+    """How probable the tokens of recorded drafts are to this model. Forced tokens of a search are not asked about, nor
+    is the end of a text."""
+    import torch
+
+    surprises, entropies, variances, gaps = [], [], [], []
+    for draft in drafts:
+        ask = draft.ask
+        (drawn,) = model.draw([Order(prompt, _forced(draft, model.text_end()), draft.stream)])
+        assert drawn.latents is not None, "latents were asked for"
+        with torch.no_grad():
+            text = model.text_logits(drawn.latents.text)
+            image = model.image_logits(drawn.latents.image, drawn.guidance)
+        for choice, logits, tokens in ((ask.text, text, draft.text_tokens), (ask.image, image, draft.image_tokens)):
+            free = [at for at in _chosen(choice, len(tokens)) if at < len(logits)]
+            if not free:
+                continue
+            then = choice.then if isinstance(choice, Forced) else choice
+            scale = then.temperature if isinstance(then, Sample) else 1.0
+            logs = torch.log_softmax(logits[free].double() / scale, -1)
+            theirs = logs[torch.arange(len(free)), torch.tensor([tokens[at] for at in free])]
+            if isinstance(then, Sample):
+                chances = logs.exp()
+                entropy = -(chances * logs.clamp(min=-1e9)).sum(-1)  # 0 * -inf is not a number
+                surprises += (-theirs).tolist()
+                entropies += entropy.tolist()
+                variances += ((chances * logs.clamp(min=-1e9) ** 2).sum(-1) - entropy**2).clamp(min=0).tolist()
+            else:
+                gaps += (logs.max(-1).values - theirs).tolist()
+    count = len(surprises)
+    return Likelihood(
+        sampled=count,
+        surprise=sum(surprises) / count if count else 0.0,
+        expected=sum(entropies) / count if count else 0.0,
+        error=math.sqrt(sum(variances)) / count if count else 0.0,
+        greedy=len(gaps),
+        behind=max(gaps, default=0.0),
+    )
+
+
+def _forced(draft: RecordedDraft, text_end: int) -> Ask:
+    """The ask that gives a recorded draft with all its latents, and samples nothing."""
+    text = Forced((*draft.text_tokens, text_end))
+    return replace(
+        draft.ask, text=text, image=Forced(draft.image_tokens, free=frozenset()), text_ratio=1.0, image_ratio=1.0
+    )
+
+
+def _chosen(choice: Choice, length: int) -> list[int]:
+    """The positions that the model chose."""
+    if not isinstance(choice, Forced):
+        return list(range(length))
+    return list(range(len(choice.tokens), length)) if choice.free is None else sorted(choice.free)
 
 
 def _draw(model: Backbone, prompt: str, drafts: Sequence[RecordedDraft]) -> list[Drawn]:
