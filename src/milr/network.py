@@ -192,11 +192,13 @@ def _is_exempt(host: str, port: int | None, listed: str) -> bool:
         if entry == "*":
             return True
         try:
-            if address is not None and address in ipaddress.ip_network(entry.strip("[]"), strict=False):
-                return True
-            continue
+            network = ipaddress.ip_network(entry.strip("[]"), strict=False)
         except ValueError:  # a name, perhaps with a port
             name, colon, number = entry.rpartition(":")
+        else:
+            if address is not None and address in network:
+                return True
+            continue
         if colon and number.isdecimal():
             if port is not None and int(number) != port:
                 continue
