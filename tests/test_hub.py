@@ -197,3 +197,18 @@ def test_a_variable_that_keeps_the_hub_away_is_named(variables, message, tmp_pat
         close_session()
     assert "geheim" not in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_the_doctor_tells_of_both(cache, tiny_checkpoint, monkeypatch):
+    from milr import doctor
+
+    folder = snapshot(cache, tiny_checkpoint, name="openai/clip-vit-large-patch14")
+    assert doctor.examine_critic("clip").works
+    cut(folder)
+    found = doctor.examine_critic("clip")
+    assert found.works is False
+    assert "hf download openai/clip-vit-large-patch14" in found.text
+    monkeypatch.setenv("HTTPS_PROXY", "socks5://127.0.0.1:1")
+    monkeypatch.delenv("https_proxy", raising=False)
+    with pytest.raises(UserError, match="HTTPS_PROXY is a SOCKS proxy"):
+        doctor._network()

@@ -258,7 +258,7 @@ def dies_in_the_middle():
         critic = critic_at(stub.url, "attempts=2")
         assert judge(critic, [gray(1)], [FOX])[0].value is not None
         stub.plan = always("500")
-        with pytest.raises(UserError, match="cannot be asked any more .*run the same command again: it goes on"):
+        with pytest.raises(UserError, match=r"cannot be asked any more .*run the same command again: it goes on"):
             judge(critic, [gray(2), gray(3)], [FOX] * 2)
         stub.plan = always("")
         assert judge(critic, [gray(2)], [FOX])[0].value is not None
@@ -324,7 +324,7 @@ def half_a_model():
     folder = _Folder.path / "half"
     folder.mkdir()
     (folder / "config.json").write_text("version https://git-lfs.github.com/spec/v1\n")
-    with pytest.raises(UserError, match="config.json of half is a git-LFS pointer"):
+    with pytest.raises(UserError, match=r"config.json of half is a git-LFS pointer"):
         naming.make(f"clip,model={folder},device=cpu", None)
 
 
@@ -332,11 +332,11 @@ def open_key():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MY_KEY", "0123456789")
         asks = Chat(ChatSettings(url="http://judge.invalid/v1", key="MY_KEY"))
-        with pytest.raises(UserError, match="key in MY_KEY would go to judge.invalid unencrypted"):
+        with pytest.raises(UserError, match=r"key in MY_KEY would go to judge.invalid unencrypted"):
             asks.ask_all([chat.Question("?")])
         patch.setenv("MILR_CRITIC_TOKEN", "0123456789")
         critic = naming.make("service,url=http://critic.invalid,insecure=true", None)
-        with pytest.raises(UserError, match="key in MILR_CRITIC_TOKEN would go to critic.invalid unencrypted"):
+        with pytest.raises(UserError, match=r"key in MILR_CRITIC_TOKEN would go to critic.invalid unencrypted"):
             judge(critic, [gray(1)], [FOX])
 
 
