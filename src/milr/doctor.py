@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from milr import hub, registry
+from milr import hub, network, registry
 from milr.drafts import UserError
 from milr.version import __version__
 
@@ -50,6 +50,7 @@ def examine(device: str = "auto") -> Iterator[Finding]:
     yield from _asked("machine", "processors", lambda: f"{os.cpu_count()} cores, {_threads()} threads used by torch")
     yield from _asked("machine", "memory", _memory)
     yield from _asked("machine", "devices", _devices)
+    yield from _asked("machine", "network", _network)
     yield from _asked("models", "cache", _cache)
     for part in registry.parts("model"):
         yield from _model(part, device)
@@ -66,7 +67,13 @@ def examine_critic(name: str) -> Finding:
     models = naming.models_of(name)
     if not models:
         return Finding("critics", name, "needs no download", True)
-    missing = {model: size for model, size in models.items() if hub.cached(model) is None}
+    folders = {model: hub.cached(model) for model in models}
+    for folder in filter(None, folders.values()):
+        try:
+            hub.check_files(folder, weights=True)
+        except UserError as error:
+            return Finding("critics", name, str(error), False)
+    missing = {model: size for model, size in models.items() if folders[model] is None}
     if not missing:
         return Finding("critics", name, f"ready: {', '.join(models)} in the cache", True)
     sizes = {model: f"{size / 1e9:.1f} GB" if size else "of unknown size" for model, size in missing.items()}
@@ -134,6 +141,14 @@ def _devices() -> str:
             f"cuda:{index} {torch.cuda.get_device_name(index)}, {free / 2**30:.0f} of {total / 2**30:.0f} GB free"
         )
     return "cpu; " + "; ".join(names)
+
+
+def _network() -> str:
+    """How the hub would be reached, of which nothing is asked. Raises UserError where a variable stands in the way."""
+    constants = importlib.import_module("huggingface_hub.constants")
+    network.check(constants.ENDPOINT)
+    proxy = network.proxy_for(constants.ENDPOINT)
+    return "no proxy" if proxy is None else f"through the proxy in {proxy.named_by}"
 
 
 def _cache() -> str:

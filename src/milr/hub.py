@@ -8,12 +8,15 @@ without one the commit stays what it was when it was fetched first, whatever is 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
+from milr import network
 from milr.drafts import UserError
 
 if TYPE_CHECKING:
@@ -23,22 +26,168 @@ DTYPES = ("float32", "bfloat16", "float16")
 FILES = ("*.json", "*.jinja", "*.txt", "*.model", "*.safetensors")  # configuration, tokenizer, weights
 
 
-def fetch(repository: str, patterns: Sequence[str] = FILES, ignore: Sequence[str] = ()) -> str:
-    """The local copy of a hub repository (owner/name), fetched if need be. Raises UserError where that fails."""
+def fetch(name: str, patterns: Sequence[str] = FILES, ignore: Sequence[str] = ()) -> str:
+    """The local copy of a hub repository, fetched if need be: of the revision after an @, else of the commit that the
+    cache holds for its name. Raises UserError where that fails, or where the copy is not whole."""
     from huggingface_hub import errors, snapshot_download
 
+    repository, revision = split_revision(name)
+    wanted = cached_commit(name) or revision
     try:
-        return str(snapshot_download(repository, allow_patterns=list(patterns), ignore_patterns=list(ignore)))
+        folder = str(
+            snapshot_download(repository, revision=wanted, allow_patterns=list(patterns), ignore_patterns=list(ignore))
+        )
     except errors.GatedRepoError as error:
         raise UserError(
             f"{repository} wants its licence accepted first: do so on its page, then run 'hf auth login'."
         ) from error
+    except errors.RevisionNotFoundError as error:
+        raise UserError(f"There is no revision '{wanted}' of {repository} on the Hugging Face hub.") from error
     except errors.RepositoryNotFoundError as error:
         raise UserError(f"There is no model '{repository}' on the Hugging Face hub; check the name.") from error
-    except (OSError, ValueError) as error:
+    except Exception as error:  # the net, and whatever a variable that cannot be read makes of the hub's client
+        there = _from_cache(name)
+        if there is None:
+            raise _unreachable(repository, error) from error
+        folder = there
+    check_files(folder)
+    return folder
+
+
+def _from_cache(name: str) -> str | None:
+    """The cache's folder for a name, whole or not; None where there is none."""
+    commit = cached_commit(name)
+    folder = _cache_of(split_revision(name)[0]) / "snapshots" / str(commit)
+    return str(folder) if commit is not None and folder.is_dir() else None
+
+
+def _unreachable(repository: str, error: Exception) -> UserError:
+    """Why the hub could not be reached: a variable, a certificate, else the network."""
+    from huggingface_hub import constants
+
+    host = urlsplit(constants.ENDPOINT).netloc
+    if not constants.HF_HUB_OFFLINE:
+        try:
+            network.check(constants.ENDPOINT)
+        except UserError as complaint:
+            return complaint
+        if (said := network.certificate_complaint(error, host)) is not None:
+            return UserError(said)
+        if (variable := network.unreadable_exemption()) is not None:
+            return UserError(
+                f"{repository} could not be fetched: the hub's client cannot read the variable {variable} "
+                f"({type(error).__name__}); take addresses with colons out of it."
+            )
+    return UserError(
+        f"{repository} is not on this machine and could not be fetched from the Hugging Face hub; check "
+        "the network, or give the directory of a copy."
+    )
+
+
+def again(folder: str) -> str:
+    """How to get the files of a model's folder anew, as the end of a sentence."""
+    path = Path(folder)
+    if _is_snapshot(path):
+        return f"fetch it again: hf download {name_of(folder)} --revision {path.name} --force-download"
+    return "copy or convert it again"
+
+
+def check_files(folder: str, weights: bool = False) -> None:
+    """Raise UserError where a model's files are not whole: a download that was broken off, a git-LFS pointer, an empty
+    file, a shard that is missing, a table of shards that is wrong; with `weights`, also where there are none at all.
+
+    Reads no weights, only the headers of their files: transformers would fill what is missing with random numbers.
+    """
+    path, name = Path(folder), name_of(folder)
+    files = sorted({file for pattern in FILES for file in path.glob(pattern)})
+    for file in files:
+        if not file.exists():  # a link into the hub's cache whose file is not there
+            raise _incomplete(folder, f"{file.name} is missing")
+        with file.open("rb") as stream:
+            begins = stream.read(len(POINTER))
+        if begins == POINTER:
+            mend = "run 'git lfs pull' there" if (path / ".git").exists() else again(folder)
+            raise UserError(f"{file.name} of {name} is a git-LFS pointer and not the file itself; {mend}.")
+        if not begins and (file.suffix in NEVER_EMPTY or file.name in TOKENIZERS):
+            raise UserError(f"{file.name} of {name} is empty; {again(folder)}.")
+    for index in path.glob("*.safetensors.index.json"):
+        _check_shards(path, index, name)
+    for file in path.glob("*.safetensors"):
+        _tensors(file, name)
+    if weights and not any(file.suffix == ".safetensors" for file in files):
+        if _is_snapshot(path) and ".safetensors" in _listed(path):
+            raise _incomplete(folder, "its weights are missing")
+        other = next((file.name for end in ("*.bin", "*.pt", "*.pth", "*.gguf") for file in path.glob(end)), None)
+        found = f" but as {other}, from which nothing is read" if other else ""
+        raise UserError(f"{name} has no weights as safetensors{found}; convert them, or choose another model.")
+
+
+TOKENIZERS = ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model")
+POINTER = b"version https://git-lfs"
+NEVER_EMPTY = (".json", ".safetensors", ".model")
+
+
+def check_tokenizer(folder: str) -> None:
+    """Raise UserError where a tokenizer's words are missing: transformers would make one without words, and every score
+    would be noise."""
+    if not any((Path(folder) / file).is_file() for file in TOKENIZERS):
         raise UserError(
-            f"{repository} is not on this machine and could not be fetched from the Hugging Face hub; check "
-            "the network, or give the directory of a copy."
+            f"transformers cannot read the files of {name_of(folder)} (no tokenizer is among them: tokenizer.json is "
+            f"missing); {again(folder)}, or name a complete checkpoint."
+        )
+
+
+def _is_snapshot(path: Path) -> bool:
+    """Whether a folder is one of the hub's cache."""
+    return path.parent.name == "snapshots"
+
+
+def _listed(snapshot: Path) -> str:
+    """What the hub says that a snapshot holds, as text; where nobody asked it, or a file is on its way, weights."""
+    tree = snapshot.parent.parent / "trees" / f"{snapshot.name}.json"
+    if any((snapshot.parent.parent / "blobs").glob("*.incomplete")) or not tree.is_file():
+        return "model.safetensors"
+    return tree.read_text(encoding="utf-8", errors="replace")
+
+
+def _incomplete(folder: str, what: str) -> UserError:
+    """A download that was broken off goes on where it stopped."""
+    if not _is_snapshot(Path(folder)):
+        return UserError(f"{name_of(folder)} is not complete ({what}); copy it again.")
+    command = f"hf download {name_of(folder)} --revision {Path(folder).name}"
+    return UserError(f"The download of {name_of(folder)} is not complete ({what}); fetch it again: {command}")
+
+
+def _check_shards(path: Path, index: Path, name: str) -> None:
+    """Raise UserError where a table of shards names files that are not there, or tensors that they do not hold."""
+    folder = str(path)
+    try:
+        places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        shards = {str(file) for file in places.values()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{index.name} of {name} is no table of shards; {again(folder)}.") from error
+    for shard in sorted(shards):
+        if Path(shard).name != shard or not (path / shard).is_file():
+            raise _incomplete(folder, f"{Path(shard).name} is missing")
+        held = _tensors(path / shard, name)
+        lost = sorted(tensor for tensor, file in places.items() if file == shard and tensor not in held)
+        if lost:
+            raise UserError(
+                f"{index.name} of {name} says that {shard} holds {lost[0]}, which it does not; {again(folder)}."
+            )
+
+
+def _tensors(file: Path, name: str) -> set[str]:
+    """The names of the tensors in a file of weights, by its header. Raises UserError where it is cut or none."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="np") as tensors:
+            return set(tensors.keys())
+    except (OSError, ValueError, SafetensorError) as error:
+        raise UserError(
+            f"The weights of {name} cannot be read ({file.name} is cut or broken: {str(error).strip()[:100]}); "
+            f"{again(str(file.parent))}."
         ) from error
 
 

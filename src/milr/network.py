@@ -127,6 +127,13 @@ def check(url: str) -> None:
         certificates()
 
 
+def unreadable_exemption() -> str | None:
+    """The variable NO_PROXY where it holds a range of IPv6 addresses, which httpx itself does not read (here it is
+    read); else None."""
+    name = next((name for name in ("no_proxy", "NO_PROXY") if os.environ.get(name)), None)
+    return name if name and ":" in os.environ[name] and "/" in os.environ[name] else None
+
+
 def trouble(error: BaseException) -> str:
     """What went wrong on the way, in a few words that hold no address and no secret."""
     for one in _chain(error):
@@ -185,11 +192,13 @@ def _is_exempt(host: str, port: int | None, listed: str) -> bool:
         if entry == "*":
             return True
         try:
-            if address is not None and address in ipaddress.ip_network(entry.strip("[]"), strict=False):
-                return True
-            continue
+            network = ipaddress.ip_network(entry.strip("[]"), strict=False)
         except ValueError:  # a name, perhaps with a port
             name, colon, number = entry.rpartition(":")
+        else:
+            if address is not None and address in network:
+                return True
+            continue
         if colon and number.isdecimal():
             if port is not None and int(number) != port:
                 continue

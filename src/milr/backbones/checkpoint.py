@@ -23,7 +23,7 @@ from transformers import JanusConfig, JanusForConditionalGeneration
 
 from milr.backbones import PRESETS, names
 from milr.drafts import UserError
-from milr.hub import device_of, dtype_of, fetch, is_repository
+from milr.hub import check_files, check_tokenizer, device_of, dtype_of, fetch, is_repository
 
 LARGEST_BATCH = 64
 _SMALL_PARAMETERS = 500_000_000  # up to here float32 is cheap enough to be the default
@@ -120,6 +120,7 @@ def _locate(name_or_dir: str) -> tuple[str, str]:
     if preset:
         return _download(preset.source), preset.source
     if os.path.isdir(name_or_dir):
+        check_files(name_or_dir)
         return name_or_dir, Path(name_or_dir).resolve().name
     close = difflib.get_close_matches(name_or_dir.lower(), names(), n=1)
     if not close and is_repository(name_or_dir):
@@ -159,16 +160,15 @@ def _read_config(directory: str, name: str) -> JanusConfig:
 
 
 def _weight_names(directory: str, name: str) -> Set[str]:
-    """Names of the stored tensors, from the index or the file's header; checks that every file is there."""
+    """Names of the stored tensors, from the index or the file's header; checks that every file is there and whole."""
+    check_files(directory, weights=True)
+    check_tokenizer(directory)
     index = os.path.join(directory, "model.safetensors.index.json")
     single = os.path.join(directory, "model.safetensors")
     try:
         if os.path.isfile(index):
             with open(index, encoding="utf-8") as file:
                 places: dict[str, str] = json.load(file)["weight_map"]
-            for shard in sorted(set(places.values())):
-                if not os.path.isfile(os.path.join(directory, shard)):
-                    raise UserError(f"{name} is incomplete: {shard} is missing; fetch it again.")
             return places.keys()
         if os.path.isfile(single):
             with safe_open(single, framework="pt") as tensors:

@@ -70,6 +70,14 @@ def bench(
         Path | None,
         typer.Option(metavar="FILE", help="Run a table or figure of the paper (recipes/*.yaml); one folder a run."),
     ] = None,
+    allow_key: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--allow-key",
+            metavar="NAME",
+            help="Environment variable that the recipe may read and send besides *_API_KEY and MILR_*; repeatable.",
+        ),
+    ] = None,
     executor: Annotated[
         str, typer.Option(help="local, or ray: every device of a Ray cluster (pip install 'milr[ray]').")
     ] = "local",
@@ -112,7 +120,7 @@ def bench(
                      "held_out", "threshold"):  # fmt: skip
             if str(context.get_parameter_source(name)).endswith("COMMANDLINE"):
                 raise UserError(f"'{name.replace('_', '-')}' is in the recipe; leave it out, or leave --recipe out.")
-        read = read_recipe(recipe)
+        read = read_recipe(recipe, allow_key or ())
         chosen = tuple(replace(run, limit=limit or run.limit) for run in read.runs_for(model))
         if not chosen:
             raise UserError(f"{recipe} has no run for the model '{one_line(model, 60)}'.")

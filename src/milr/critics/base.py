@@ -50,6 +50,19 @@ class Place:
     max_judge_cost: float | None = None
 
 
+@dataclass(frozen=True)
+class Secret:
+    """A variable of the environment whose value a critic sends away: a key, or with `is_address` the address itself.
+
+    `where` is the host that gets it. `at_home` is False for a key that is known to belong to another host.
+    """
+
+    variable: str
+    where: str
+    is_address: bool = False
+    at_home: bool = True
+
+
 class Outage(str):
     """Why there is no score, where that is about the way to a critic and not about the picture: asked later, it may
     well answer. A text like any other for whoever only shows it."""

@@ -129,7 +129,7 @@ def make(backbone: Backbone | None, settings: ClipSettings) -> Critic:
 def _folder_without_weights(name_or_dir: str) -> str:
     """A repository whose tokenizer is wanted, but not its gigabytes."""
     is_local = os.path.isdir(name_or_dir) or not hub.is_repository(name_or_dir)
-    return folder_of(name_or_dir) if is_local else hub.fetch(name_or_dir, WITHOUT_WEIGHTS)
+    return folder_of(name_or_dir, weights=False) if is_local else hub.fetch(name_or_dir, WITHOUT_WEIGHTS)
 
 
 SETTINGS = ClipSettings

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from milr import hub, registry
-from milr.critics.base import NOWHERE, Critic, Place
+from milr.critics.base import NOWHERE, Critic, Place, Secret
 from milr.drafts import UserError
 
 if TYPE_CHECKING:
@@ -110,6 +110,16 @@ def models_of(critic: str | Named) -> Mapping[str, int]:
     found: dict[str, int] = dict(published if loads is None else loads(published))
     for one in module.components(settings) if hasattr(module, "components") else ():
         found.update(models_of(one))
+    return found
+
+
+def secrets_of(critic: str | Named) -> list[Secret]:
+    """The variables of the environment that a critic would send away; of a mix, those of its parts. Nothing is sent."""
+    named = find(critic) if isinstance(critic, str) else critic
+    module, settings = registry.load(named.part), settings_of(named)
+    found = list(settings.secrets()) if hasattr(settings, "secrets") else []
+    for one in module.components(settings) if hasattr(module, "components") else ():
+        found += secrets_of(one)
     return found
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from milr import network
-from milr.critics.base import Critic, Outage, abstain
+from milr.critics.base import Critic, Outage, Secret, abstain
 from milr.critics.remote import wire
 from milr.drafts import Score, Task, UserError
 from milr.registry import shorten
@@ -56,6 +56,10 @@ class Service:
         check_variable(self.token)
         if self.url:
             self._check_url()
+
+    def secrets(self) -> list[Secret]:
+        """See ChatSettings."""
+        return [Secret(self.token, urlsplit(self.url).hostname or "")]
 
     def _check_url(self) -> None:
         try:

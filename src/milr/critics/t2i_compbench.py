@@ -16,7 +16,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from milr.critics.base import Critic
@@ -39,7 +38,7 @@ from milr.critics.rules.t2i_compbench import (
     spatial_3d,
     three_in_one,
 )
-from milr.drafts import Check, Score, Task, UserError
+from milr.drafts import Check, Score, Task
 from milr.settings import setting
 
 if TYPE_CHECKING:
@@ -317,11 +316,7 @@ def make(backbone: Backbone | None, settings: Compbench) -> Critic:
     """The critic. All models must be there, before any picture is drawn; each is loaded when it is needed first."""
     settings.target()
     for setting_name in ("vqa", "detector", "depth", "clip"):
-        name = getattr(settings, setting_name)
-        if not any(Path(folder_of(name)).glob("*.safetensors")):
-            raise UserError(
-                f"{name} has no weights as safetensors; give the folder of a copy that has: {setting_name}=FOLDER."
-            )
+        folder_of(getattr(settings, setting_name))
     models = Models(
         vqa=functools.cache(lambda: Blip(settings.vqa, settings, settings.least_share)),
         detector=functools.cache(lambda: noun_detector(settings.detector, settings)),

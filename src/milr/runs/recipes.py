@@ -8,18 +8,23 @@
       - {for: lab, name: scenes, benchmark: scenes, limit: 300, prompt_seed: 31022, reward: scene, held_out: [self]}
       - {for: real, name: geneval, benchmark: geneval, reward: geneval}
 
+A recipe comes from somebody else, so it may not choose which of your secrets go where: of the variables that its
+critics name only those are read that end in _API_KEY or begin with MILR_, and OPENAI_API_KEY goes to OpenAI alone; any
+other wants `--allow-key NAME`.
+
 `for: lab` is run with the embedded model, `for: real` with any other. Plain YAML, read without any of its tags.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from milr.critics import naming
 from milr.drafts import UserError
 from milr.registry import did_you_mean
 from milr.runs.planned import threshold_of
@@ -68,8 +73,9 @@ _TYPES: Mapping[str, type | tuple[type, ...]] = {
 }  # fmt: skip
 
 
-def read_recipe(file: Path) -> Recipe:
-    """Read and check a recipe. Raises UserError with what is wrong in it."""
+def read_recipe(file: Path, allowed: Collection[str] = ()) -> Recipe:
+    """Read and check a recipe; `allowed` are the variables that its critics may read besides those that any recipe may.
+    Raises UserError with what is wrong in it."""
     try:
         raw = yaml.safe_load(file.read_text(encoding="utf-8"))
     except OSError as error:
@@ -83,7 +89,23 @@ def read_recipe(file: Path) -> Recipe:
     names = [(run.kind, run.name) for run in runs]
     if len(set(names)) < len(names):
         raise UserError(f"Two runs of {file} have the same name; give each its own.")
+    for critic in dict.fromkeys(critic for run in runs for critic in (run.reward, *run.held_out)):
+        _check_secrets(file, critic, allowed)
     return Recipe(str(raw.get("paper", "")), str(raw.get("expected", "")), runs)
+
+
+def _check_secrets(file: Path, critic: str, allowed: Collection[str]) -> None:
+    """Raise UserError where a critic of a recipe would send away what no recipe may."""
+    for secret in naming.secrets_of(critic):
+        name = secret.variable
+        is_key = name.endswith("_API_KEY") and not secret.is_address and secret.at_home
+        if name in allowed or name.startswith("MILR_") or is_key:
+            continue
+        what = f"take its address from {name}" if secret.is_address else f"send what is in {name} to {secret.where}"
+        raise UserError(
+            f"{file} would {what}, which is yours to decide; if you trust the recipe, add --allow-key {name}, "
+            "else have it say key=none or leave the critic out."
+        )
 
 
 def _read_run(file: Path, raw: Any) -> RecipeRun:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from milr import hub
 from milr.critics.local.models import Frozen, ModelSettings, folder_of, in_batches
 from milr.critics.rules.t2i_compbench import Detection
 from milr.drafts import Box, UserError
@@ -226,20 +227,19 @@ def image_processor(kind: Any, folder: str, **sizes: Any) -> Any:
     try:
         return kind.from_pretrained(folder, local_files_only=True, **sizes)
     except (OSError, ValueError) as error:
-        raise UserError(f"{Path(folder).name} has no usable preprocessor_config.json; fetch it again.") from error
+        name = hub.name_of(folder)
+        raise UserError(f"{name} has no usable preprocessor_config.json; {hub.again(folder)}.") from error
 
 
 def tokenizer(folder: str) -> Any:
     """The model's own tokenizer. Raises UserError."""
     from transformers import AutoTokenizer
 
-    # Without any of them transformers would make an empty tokenizer, and every score would be noise.
-    if not any((Path(folder) / name).is_file() for name in ("tokenizer.json", "vocab.json", "vocab.txt")):
-        raise UserError(f"{Path(folder).name} has no usable tokenizer; fetch it again.")
+    hub.check_tokenizer(folder)
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # a missing or broken file shows in many ways
-        raise UserError(f"{Path(folder).name} has no usable tokenizer; fetch it again.") from error
+        raise UserError(f"{hub.name_of(folder)} has no usable tokenizer; {hub.again(folder)}.") from error
 
 
 def batched(
@@ -282,7 +282,7 @@ def _model_type(folder: str) -> str:
     try:
         return str(json.loads((Path(folder) / "config.json").read_text(encoding="utf-8")).get("model_type", "unknown"))
     except (OSError, ValueError, AttributeError) as error:
-        raise UserError(f"{Path(folder).name} has no readable config.json; fetch the model again.") from error
+        raise UserError(f"{hub.name_of(folder)} has no readable config.json; {hub.again(folder)}.") from error
 
 
 # --- From outputs to detections (pure functions) --------------------------------------------------------------

@@ -69,15 +69,18 @@ def downloads(models: Sequence[str], published: Mapping[str, int]) -> dict[str, 
     }
 
 
-def folder_of(name_or_dir: str) -> str:
-    """The local folder of a model: a directory itself, or a hub repository's copy. Raises UserError."""
+def folder_of(name_or_dir: str, weights: bool = True) -> str:
+    """The local folder of a model: a directory itself, or a hub repository's copy, whole. Raises UserError."""
     if os.path.isdir(name_or_dir):
         if not (Path(name_or_dir) / "config.json").is_file():
             raise UserError(f"{name_or_dir} is no checkpoint (it has no config.json); give the folder of one.")
+        hub.check_files(name_or_dir, weights)
         return name_or_dir
     if not hub.is_repository(name_or_dir):
         raise UserError(f"'{name_or_dir}' is neither a folder nor a hub id (owner/name).")
-    return hub.fetch(name_or_dir)
+    folder = hub.fetch(name_or_dir)
+    hub.check_files(folder, weights)
+    return folder
 
 
 def load_model(kind: Any, folder: str, device: torch.device, dtype: torch.dtype) -> Any:
@@ -85,7 +88,7 @@ def load_model(kind: Any, folder: str, device: torch.device, dtype: torch.dtype)
 
     Weights that the file lacks would be random and silently spoil every score, so they are refused.
     """
-    name = Path(folder).name
+    name = hub.name_of(folder)
     wanted, found = getattr(getattr(kind, "config_class", None), "model_type", None), _model_type(folder)
     if None not in (wanted, found) and wanted != found:
         raise UserError(f"{name} is a model of the type '{found}', and '{wanted}' is needed; name another one.")

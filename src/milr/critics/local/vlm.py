@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from milr import hub
@@ -20,7 +19,6 @@ from milr.registry import shorten
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-TOKENIZERS = ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model")
 YES = ("yes", "Yes", " yes", " Yes")
 NO = ("no", "No", " no", " No")
 
@@ -30,25 +28,16 @@ def load_processor(kind: Any, folder: str) -> Any:
     from transformers import AutoTokenizer, BaseImageProcessor
 
     if kind is AutoTokenizer:
-        check_tokenizer(folder)
+        hub.check_tokenizer(folder)
     guard = {} if issubclass(kind, BaseImageProcessor) else {"trust_remote_code": False}
     try:
         return kind.from_pretrained(folder, local_files_only=True, **guard)
     except Exception as error:  # whatever a broken or missing file, or a missing package, makes of it
         reason = shorten((str(error).strip().splitlines() or [type(error).__name__])[0].split(". ")[0], 200)
         raise UserError(
-            f"{kind.__name__} cannot read the files of {Path(folder).name} ({reason}); name a complete checkpoint."
+            f"{kind.__name__} cannot read the files of {hub.name_of(folder)} ({reason}); {hub.again(folder)}, or name "
+            "a complete checkpoint."
         ) from error
-
-
-def check_tokenizer(folder: str) -> None:
-    """Raise UserError where a tokenizer's words are missing: transformers would make one without words, and every score
-    would be noise."""
-    if not any((Path(folder) / name).is_file() for name in TOKENIZERS):
-        raise UserError(
-            f"transformers cannot read the files of {Path(folder).name} (no tokenizer is among them); name a complete "
-            "checkpoint."
-        )
 
 
 class VisionLanguageModel:
@@ -64,7 +53,7 @@ class VisionLanguageModel:
         tokenizer = getattr(self._processor, "tokenizer", None)
         if tokenizer is None:  # transformers gives a bare tokenizer (or image processor) for other models
             raise UserError(f"{model} does not read both pictures and text; choose a vision-language model.")
-        check_tokenizer(folder)
+        hub.check_tokenizer(folder)
         if not (self._processor.chat_template or tokenizer.chat_template):
             raise UserError(f"{model} has no chat template, so it cannot be asked; choose an instruct model.")
         tokenizer.padding_side = "left"  # so that the next token of every row is in one column

@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 from milr import network
-from milr.critics.base import LEAST_SHARE, NOWHERE, Outage, Place, yes_share
+from milr.critics.base import LEAST_SHARE, NOWHERE, Outage, Place, Secret, yes_share
 from milr.disk import sync_folder, write_whole
 from milr.drafts import UserError
 from milr.registry import shorten
@@ -108,6 +108,16 @@ class ChatSettings:
             )
         if not re.fullmatch(r"\$[A-Za-z_]\w*", self.url):
             _refuse_address(self.url)
+
+    def secrets(self) -> list[Secret]:
+        """The variables of the environment whose values leave this machine, and where they go."""
+        if not self.url:  # a critic that can do without a server
+            return []
+        named = [Secret(self.url[1:], "a network", is_address=True)] if self.url.startswith("$") else []
+        if self.key in ("", "none"):
+            return named
+        where = "wherever " + self.url if named else urlsplit(self.url).hostname or ""
+        return [*named, Secret(self.key, where, at_home=self.key != PAID_KEY or where == urlsplit(PAID_URL).hostname)]
 
 
 @dataclass(frozen=True)
