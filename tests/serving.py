@@ -30,7 +30,7 @@ def serving(critic, **options):
         yield f"http://127.0.0.1:{listening.getsockname()[1]}"
     finally:
         server.should_exit = True
-        thread.join(20)
+        thread.join(300)
         listening.close()
         assert not thread.is_alive()
 

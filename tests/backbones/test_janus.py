@@ -29,6 +29,7 @@ from milr.backbones.decoding import choose
 from milr.backbones.janus import JanusBackbone, load_janus
 from milr.backbones.random_checkpoint import janus_pro_1b, janus_pro_7b, main, make_checkpoint, tiny
 from milr.drafts import Ask, Forced, Greedy, Order, Sample, UserError
+from rounding import assert_same_tokens, of_model
 
 # --- Loading --------------------------------------------------------------------------------------------------
 
@@ -78,8 +79,8 @@ def test_save_and_load_round_trip(tiny_checkpoint: Path, tiny_backbone: JanusBac
     again = load_janus(str(tmp_path / "saved"), "cpu", "float32")
     order = Order("a red apple", Ask(text=Sample()), 5)
     one, other = again.draw([order])[0], tiny_backbone.draw([order])[0]
-    assert (one.reasoning, one.image_tokens) == (other.reasoning, other.image_tokens)
-    assert np.array_equal(one.image, other.image)
+    if assert_same_tokens(tiny_backbone, order, one, other):
+        assert np.abs(np.asarray(one.image, dtype=int) - np.asarray(other.image, dtype=int)).max() <= 1
 
 
 def test_fusing_leaves_the_module_as_it_was(pair: Any) -> None:
@@ -88,7 +89,7 @@ def test_fusing_leaves_the_module_as_it_was(pair: Any) -> None:
     with torch.no_grad():
         ours = pair.ours.model.model.language_model(input_ids=ids).last_hidden_state
         theirs = pair.theirs.model.language_model(input_ids=ids).last_hidden_state
-    assert_close(ours, theirs, atol=1e-4, rtol=0)
+    assert_close(ours, theirs, atol=of_model(pair.ours, theirs), rtol=0)
     attention = pair.ours.model.model.language_model.layers[0].self_attn
     storages = {layer.weight.untyped_storage().data_ptr() for layer in (attention.q_proj, attention.v_proj)}
     assert len(storages) == 1
@@ -325,7 +326,8 @@ def test_answers_are_those_of_transformers(pair: Any) -> None:
             logits = pair.theirs(input_ids=ids, pixel_values=pixels).logits[0, -1]
         mass = logits.softmax(-1)
         said_yes, said_no = (mass[sorted(chosen)].sum() for chosen in (yes - no, no - yes))
-        assert answer == pytest.approx(float(said_yes / (said_yes + said_no)), abs=1e-4)
+        # A share moves by no more than the logits do.
+        assert answer == pytest.approx(float(said_yes / (said_yes + said_no)), abs=of_model(pair.ours, logits))
     assert len({round(answer, 3) for answer in answers}) == 3
 
 
@@ -336,7 +338,7 @@ def test_descriptions_are_those_of_transformers(pair: Any) -> None:
     images = [Image.fromarray(random.integers(0, 255, (size, size, 3), dtype=np.uint8)) for _ in range(4)]
     questions = ["what is it?", "which colour has the thing to the left of it?", "x", "and how many?"]
     answers = pair.ours.describe(images, questions, 20)
-    written = []
+    written, gaps, roundings = [], [], []
     for image, question in zip(images, questions, strict=True):
         pixels = torch.tensor(np.asarray(image) / 127.5 - 1).permute(2, 0, 1)[None].float()
         ids = torch.tensor([pair.ours.prompts.question(question, closing="")])
@@ -347,9 +349,16 @@ def test_descriptions_are_those_of_transformers(pair: Any) -> None:
             generation_mode="text",
             do_sample=False,
             max_new_tokens=20,
+            output_logits=True,
+            return_dict_in_generate=True,
         )
-        written.append(said[0, ids.shape[1] :].tolist())
-    assert answers == [pair.ours.prompts.text(tokens).strip() for tokens in written]
+        written.append(said.sequences[0, ids.shape[1] :].tolist())
+        logits = torch.cat(said.logits)
+        best, second = logits.topk(2, -1).values.unbind(-1)
+        gaps.append(float((best - second).min()))
+        roundings.append(of_model(pair.ours, logits))
+    for answer, tokens, gap, rounded in zip(answers, written, gaps, roundings, strict=True):
+        assert answer == pair.ours.prompts.text(tokens).strip() or gap < 2 * rounded  # a tie: see rounding.py
     assert len(set(answers)) > 1
     assert pair.ours.describe(images[:1], questions[:1], 5) == [pair.ours.prompts.text(written[0][:5]).strip()]
 

@@ -35,6 +35,7 @@ from milr.runs.journal import image_file, read_lines
 from milr.runs.methods import Method
 from milr.runs.score import Picture, open_picture, score
 from milr.serve.critic import needs_backbone
+from rounding import of_critic
 from serving import serving
 from toy_milr.backbone import ToyBackbone
 
@@ -144,7 +145,7 @@ class SignPainter(ToyBackbone):
 
 def sign(order):
     words, ground = [(order.prompt.split('"')[1], "white"), ("CLOSED", "gray")][order.stream % 2]
-    image = Image.new("RGB", (320, 96), ground)
+    image = Image.new("RGB", (320, 320), ground)  # the reader makes narrow ones large, and takes its time for them
     ImageDraw.Draw(image).text((20, 20), words, "black", font=ImageFont.load_default(48))
     return image
 
@@ -225,7 +226,7 @@ def test_every_door_gives_one_picture_one_score(case, world, lab, tmp_path):
         assert all(found.value is None and case.silent.split()[-1] in found.reason for found in mine)
     elif case.metadata[0].keys() <= {"include", "tag", "prompt"}:  # a prompt says all that these say
         first = [said["value"] for said, task in zip(there, judged, strict=True) if task == tasks[0]]
-        assert [found.value for found in mine] == pytest.approx(first) if not case.mute else first
+        assert [found.value for found in mine] == pytest.approx(first, abs=of_critic(1.0)) if not case.mute else first
     else:
         assert not any(found.abstained for found in mine)
 
@@ -246,7 +247,7 @@ def test_every_door_gives_one_picture_one_score(case, world, lab, tmp_path):
 def same(some, others):
     """Equal up to what another batch changes in floats; abstentions in the same places."""
     blank = [[np.nan if value is None else value for value in values] for values in (some, others)]
-    return len(some) == len(others) and np.allclose(*blank, atol=1e-5, equal_nan=True)
+    return len(some) == len(others) and np.allclose(*blank, rtol=0, atol=of_critic(1.0), equal_nan=True)
 
 
 @every_case

@@ -178,18 +178,18 @@ def test_what_the_judge_says_becomes_one_short_line():
 # --- a world that misbehaves ------------------------------------------------------------------------------------
 
 
-def test_a_thousand_shuffles_leave_every_score_at_its_own_picture():
+def test_hundreds_of_shuffles_leave_every_score_at_its_own_picture():
     levels = (0, 80, 160, 240)
     dice = random.Random(0)
     with stub_judge(delay=lambda number: dice.choice((0, 0, 0.001, 0.003))) as stub:
         made = critic(stub)
-        for batch in range(100):
+        for batch in range(30):
             shuffled = [level for _ in range(10) for level in dice.sample(levels, 4)]
             tasks = [Task(f"batch {batch}, shuffle {place // 4}") for place in range(40)]  # or they would be asked once
             scores = made.score([gray(level) for level in shuffled], tasks)
             assert [score.value for score in scores] == pytest.approx([level / 255 for level in shuffled])
     assert stub.order != sorted(stub.order)
-    assert len(stub.seen) == 4000
+    assert len(stub.seen) == 1200
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -200,7 +200,7 @@ def test_scoring_ends_when_three_in_ten_requests_go_wrong(seed, alone):
     dice.shuffle(levels)
     with stub_judge(plan.__getitem__) as stub:
         scores = judge(
-            critic(stub, "general", "timeout=0.2", "concurrency=16"), [gray(one) for one in levels], [FOX] * 60
+            critic(stub, "general", "timeout=1", "concurrency=16"), [gray(one) for one in levels], [FOX] * 60
         )
     known = [(score.value, level / 255) for score, level in zip(scores, levels, strict=True) if score.value is not None]
     assert len(known) > 45  # a redirect and a flood are final; the rest passes

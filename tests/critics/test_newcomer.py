@@ -25,29 +25,29 @@ def site(tmp_path_factory):
 
 @pytest.fixture
 def milr(tmp_path, site):
-    milr = Milr(tmp_path)
-    milr.environment["PYTHONPATH"] += os.pathsep + str(site)
-    return milr
+    with Milr(tmp_path) as milr:
+        milr.environment["PYTHONPATH"] += os.pathsep + str(site)
+        yield milr
 
 
 def test_it_is_listed_with_its_line_and_its_package(milr):
-    lines = [json.loads(line) for line in milr("list", "critics", "--json").stdout.splitlines()]
+    lines = [json.loads(line) for line in milr.here("list", "critics", "--json").stdout.splitlines()]
     (own,) = [line for line in lines if line["name"] == "sharpness"]
     assert own["package"] == "sharpness-critic"
     assert own["summary"].startswith("Mean step from pixel to pixel")
 
 
 def test_it_is_climbed_held_out_mixed_and_scores_pictures(milr):
-    drawn = milr("generate", "a red fox", "--reward", "sharpness", "--held-out", "scene", "--search", "best-of-n",
-                 "--budget", "3", "--out", "a", "--json")  # fmt: skip
+    drawn = milr("generate", "a red fox", "--model", "toy", "--reward", "sharpness", "--held-out", "scene",
+                 "--search", "best-of-n", "--budget", "3", "--out", "a", "--json")  # fmt: skip
     assert drawn.returncode == 0, drawn.stderr
     result = json.loads(drawn.stdout)
     assert (result["critic"], result["calls"]) == ("sharpness", 3)
     assert 0 < result["reward"] < 1
-    ran = milr("bench", "geneval", "--limit", "2", "--budget", "2", "--search", "single",
-               "--reward", "mix:0.5*sharpness+0.5*noise", "--out", "run")  # fmt: skip
+    ran = milr.here("bench", "geneval", "--model", "toy", "--limit", "2", "--budget", "2", "--search", "single",
+                    "--reward", "mix:0.5*sharpness+0.5*noise", "--out", "run")  # fmt: skip
     assert ran.returncode == 0, ran.stderr
-    assert milr("export", "run", "--layout", "geneval", "--out", "pictures").returncode == 0
-    scored = milr("score", "pictures", "--benchmark", "geneval", "--critic", "sharpness", "--json")
+    assert milr.here("export", "run", "--layout", "geneval", "--out", "pictures").returncode == 0
+    scored = milr.here("score", "pictures", "--benchmark", "geneval", "--critic", "sharpness", "--json")
     assert scored.returncode == 0, scored.stderr
     assert json.loads(scored.stdout)["critics"]["sharpness"]["n"] == 2

@@ -6,6 +6,7 @@ import logging
 import re
 import shutil
 import subprocess
+import threading
 import time
 import traceback
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 from PIL import Image
 
 import milr
+from command import LONG
 from milr.critics import naming
 from milr.critics.base import judge
 from milr.critics.remote import wire
@@ -219,7 +221,8 @@ def test_a_busy_service_is_asked_again_when_it_says():
     with stub(answer) as url:
         (score,) = ask(critic_at(url))
     assert score.value == 0.5
-    assert 1 <= times[1] - times[0] < 2
+    assert times[1] - times[0] >= 1
+    assert len(times) == 3
 
 
 def test_nobody_waits_for_ever():
@@ -227,7 +230,7 @@ def test_nobody_waits_for_ever():
     started = time.monotonic()
     with stub(answer) as url:
         scores = ask(critic_at(url, max_wait=1, batch=1), 3)
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < LONG  # not the eleven days that were asked for
     assert [score.value for score in scores] == [None] * 3
     assert "HTTP 429" in scores[2].reason
     # No wait is longer than max_wait; one failure is enough for the whole batch, and one look at what is the cause.
@@ -239,11 +242,13 @@ def test_a_hanging_service_is_left():
     def answer(path, body):
         if path == wire.INFO:
             return INFO
-        time.sleep(1)
+        over.wait(LONG)
         return saying(GOOD)
 
+    over = threading.Event()
     with stub(answer) as url:
-        (score,) = ask(critic_at(url, timeout=0.2, attempts=2))
+        (score,) = ask(critic_at(url, timeout=1, attempts=2))
+        over.set()
     assert "ReadTimeout" in score.reason
 
 

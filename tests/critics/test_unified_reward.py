@@ -132,11 +132,18 @@ def test_a_missing_grade_is_an_abstention_even_if_only_another_is_asked_for(repl
 
 @pytest.mark.parametrize("piece", ["-", " ", "\n", "(", "final ", "Final Score:", "x (y", "1.", "style score ( "])
 def test_a_long_hostile_reply_is_read_quickly(piece):
-    text = (piece * 60_000)[:300_000]
-    start = time.perf_counter()
-    assert read_final(text).value is None
-    assert read_aspects(text).value is None
-    assert time.perf_counter() - start < 3
+    """In a time that grows as its length does, whatever this machine needs: the square of ten is a hundred."""
+
+    def seconds(length):
+        text, times = (piece * length)[:length], []
+        for _ in range(3):
+            start = time.thread_time()  # of this thread alone: what runs beside it does not count
+            assert read_final(text).value is None
+            assert read_aspects(text).value is None
+            times.append(time.thread_time() - start)
+        return min(times)
+
+    assert seconds(200_000) < 40 * max(seconds(20_000), 1e-3)
 
 
 def test_the_caption_goes_in_as_it_is():

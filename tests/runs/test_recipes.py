@@ -122,16 +122,16 @@ def test_on_the_command_line(tmp_path):
         "  - {for: real, name: first, benchmark: toys, limit: 3, reward: redness}\n"
         "  - {for: real, name: second, benchmark: toys, limit: 2, reward: redness, held_out: [self]}\n"
     )
-    run = milr("bench", "--recipe", "r.yaml", "--model", "toy", "--out", "o")
+    run = milr.here("bench", "--recipe", "r.yaml", "--model", "toy", "--out", "o")
     assert run.returncode == 0, run.stderr
     reports = [json.loads((milr.folder / "o" / name / "report.json").read_text()) for name in ("first", "second")]
     assert [report["prompts"] for report in reports] == [3, 2]
     assert reports[1]["held_out"] == ["self"]
     assert reports[0]["paper"] == "Table 0"
-    twice = milr("bench", "--recipe", "r.yaml", "--model", "toy", "--budget", "3")
+    twice = milr.here("bench", "--recipe", "r.yaml", "--model", "toy", "--budget", "3")
     assert twice.returncode == 2
     assert "'budget' is in the recipe" in twice.stderr
-    lab = milr("bench", "--recipe", "r.yaml", "--out", "o")
+    lab = milr.here("bench", "--recipe", "r.yaml", "--out", "o")
     assert lab.returncode == 2
     assert "no run for the model 'lab'" in lab.stderr
 

@@ -2,9 +2,9 @@ import json
 import logging
 import os
 import re
+import socket
 import subprocess
 import sys
-import time
 import types
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -17,6 +17,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from stub_judge import gray, stub_judge
 
+from command import wait_until
 from milr.critics.base import Place
 from milr.critics.remote import chat
 from milr.critics.remote.chat import Chat, ChatSettings, Purse, Question, Reply, as_data
@@ -162,7 +163,9 @@ def test_retry_after_as_a_date():
 )
 def test_what_does_not_pass_ends_with_a_reason(fault, requests, reason, waits):
     with stub_judge(lambda number: fault) as stub:
-        (reply,) = client(stub, attempts=3, timeout=0.2).ask_all([question()])
+        # Only what must be waited for is: a busy machine may need longer than that for an honest answer.
+        limit = 0.2 if fault in ("hang", "drip") else 60
+        (reply,) = client(stub, attempts=3, timeout=limit).ask_all([question()])
     assert reply.text is None
     assert len(stub.seen) == requests
     assert len(waits) == requests - 1
@@ -217,14 +220,23 @@ def test_a_key_that_is_not_set_is_named(monkeypatch):
 
 def test_replies_that_come_in_reverse_order_sit_at_their_own_pictures():
     levels = list(range(0, 240, 30))
-    with stub_judge(delay=lambda number: 0.05 * (8 - number)) as stub:
+
+    def after_all_that_came_later(number):
+        wait_until(lambda: len(stub.order) == 7 - number)
+        return 0.0
+
+    with stub_judge(delay=after_all_that_came_later) as stub:
         replies = client(stub, concurrency=8).ask_all([question(level) for level in levels])
     assert stub.order == sorted(stub.order, reverse=True)
     assert [light(reply) for reply in replies] == pytest.approx([level / 255 for level in levels])
 
 
 def test_no_more_requests_at_once_than_allowed():
-    with stub_judge(delay=lambda number: 0.01) as stub:
+    def until_three_are_here(number):
+        wait_until(lambda: stub.busiest >= 3)
+        return 0.01  # in which a fourth would come
+
+    with stub_judge(delay=until_three_are_here) as stub:
         client(stub, concurrency=3).ask_all([question(level) for level in range(30)])
     assert stub.busiest == 3
 
@@ -562,10 +574,9 @@ def test_nothing_heavy_is_imported_with_the_file():
     assert done.stdout.strip() == ""
 
 
-def test_an_empty_batch_connects_to_nobody():
-    started = time.monotonic()
+def test_an_empty_batch_connects_to_nobody(monkeypatch):
+    monkeypatch.setattr(socket, "create_connection", lambda *_, **__: pytest.fail("connected"))
     assert Chat(ChatSettings(url="http://192.0.2.1/v1")).ask_all([]) == []
-    assert time.monotonic() - started < 1
 
 
 def test_a_refusal_is_a_reason_and_costs_what_it_costs():
