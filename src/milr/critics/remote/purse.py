@@ -98,7 +98,7 @@ class Purse:
         As long as nobody knows what a reply of a judge costs, its requests go one at a time under a limit.
         """
         with self.changed:
-            self._count_the_lost()
+            self._lose_the_late()
             if any(other.name == name for other in self._asked.values()):
                 return None
             dearest = self._dearest.get(judge)
@@ -143,11 +143,18 @@ class Purse:
         if request.book is not None:
             self._counted[request.book] = self._counted.get(request.book, 0.0) + dollars
 
-    def _count_the_lost(self) -> None:
+    def lose(self, ticket: str) -> None:
+        """Nobody knows how this request ended: it counts as paid at its estimate."""
+        with self.changed:
+            request = self._asked.pop(ticket, None)
+            if request is not None:
+                self._count(request, request.reckoned)
+                self.changed.notify_all()
+
+    def _lose_the_late(self) -> None:
         now = time.monotonic()
         for ticket in [ticket for ticket, request in self._asked.items() if request.lost_at < now]:
-            request = self._asked.pop(ticket)
-            self._count(request, request.reckoned)
+            self.lose(ticket)
 
 
 class Till:
