@@ -130,19 +130,19 @@ def test_two_nodes_draw_what_one_process_draws(address, local, tmp_path):
     def look(cluster, progress):
         both.update(slot for slot in cluster.slots if slot.held)
 
-    run(address, tmp_path / "run", look)
+    run(address, tmp_path / "run", look, workers=3)  # a third finds no room, and holds nobody up
     assert len(both) == 2
     assert left(tmp_path / "run") == local
 
 
-@pytest.mark.parametrize("n", [2 * AT_ONCE - 1, 2 * AT_ONCE, 2 * AT_ONCE + 1, 70, 1])
-def test_the_default_batch_ends_whatever_fits(address, tmp_path, n):
+def test_the_default_batch_ends_whatever_fits(address, tmp_path):
     """Workers say how much they hold; feeding 32 to each that had room for more stood still for ever."""
     terms = Terms(budget=2, critic="noise")
     with Cluster("toy", terms, address=address) as cluster:
-        bench(cluster, tasks(n, 3), tmp_path / "run", terms, methods=METHODS[:2], baseline=METHODS[0].name)
-    report = write_report(tmp_path / "run")
-    assert [row["n"] for row in report["searches"].values()] == [n, n]
+        for n in (2 * AT_ONCE - 1, 2 * AT_ONCE, 2 * AT_ONCE + 1, 70, 1):
+            folder = tmp_path / str(n)
+            bench(cluster, tasks(n, 3), folder, terms, methods=METHODS[:2], baseline=METHODS[0].name)
+            assert [row["n"] for row in write_report(folder)["searches"].values()] == [n, n]
 
 
 def test_a_run_goes_on_with_other_workers_and_another_batch(address, local, tmp_path):
@@ -175,15 +175,14 @@ def test_a_killed_workers_prompts_are_taken_over(address, local, tmp_path):
     assert left(tmp_path / "run") == local
 
 
-@pytest.mark.parametrize("graceful", [True, False])
-def test_a_node_that_is_gone_costs_nothing_but_time(nodes, address, local, tmp_path, graceful):
+def test_a_node_that_is_gone_costs_nothing_but_time(nodes, address, local, tmp_path):
     """Nobody waits for the worker that would replace the lost one: there is no room for it."""
     removed = []
 
     def remove(cluster, progress):
         if not removed and progress.drafts >= 20 and len(working(cluster)) == 2:
             removed.append(nodes.worker_nodes.copy().pop())
-            nodes.remove_node(removed[0], allow_graceful=graceful)
+            nodes.remove_node(removed[0], allow_graceful=False)
 
     run(address, tmp_path / "run", remove)
     assert removed
@@ -204,21 +203,16 @@ def test_nodes_come_and_go_through_a_whole_run(nodes, address, local, tmp_path):
     assert left(tmp_path / "run") == local
 
 
-def test_workers_that_find_no_room_hold_nobody_up(address, local, tmp_path):
-    run(address, tmp_path / "run", workers=5)
-    assert left(tmp_path / "run") == local
-
-
 def test_no_room_for_any_worker_is_said(address, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "PATIENCE", 1.0)
     if not ray.is_initialized():
         ray.init(address=address, log_to_driver=False)
-    with all_cpus_taken(), pytest.raises(UserError, match=r"free CPU for a worker for 1 seconds.*on record"):
+    with all_cpus_taken(), pytest.raises(UserError, match=r"free CPU for a worker for . seconds.*on record"):
         run(address, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
-def test_workers_that_die_again_and_again_stop_the_run_with_the_reason(address, local, tmp_path, monkeypatch):
+def test_workers_that_die_again_and_again_stop_the_run_with_the_reason(address, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "LOSSES", 0)
 
     def kill_both(cluster, progress):
@@ -228,15 +222,12 @@ def test_workers_that_die_again_and_again_stop_the_run_with_the_reason(address, 
 
     with pytest.raises(UserError, match=r"Every worker was lost.*goes on from what is on record"):
         run(address, tmp_path / "run", kill_both)
-    run(address, tmp_path / "run")
-    assert left(tmp_path / "run") == local
 
 
 def test_an_error_of_a_worker_ends_the_run_with_its_sentence(address, tmp_path):
     for model, terms, said in (
         ("no-such-model", TERMS, "no-such-model"),
         ("toy", Terms(critic="judge:general,url=http://127.0.0.1:1/v1,key=NO_SUCH_KEY"), "NO_SUCH_KEY"),
-        ("toy", Terms(critic="mix:judge+self"), "OPENAI_API_KEY"),
     ):
         with pytest.raises(UserError, match=said), Cluster(model, terms, workers=1, address=address) as cluster:
             bench(cluster, tasks(2, 3), tmp_path / "run", terms, methods=SINGLE, baseline=SINGLE[0].name)
@@ -258,18 +249,12 @@ def test_a_slow_critic_is_many_and_what_it_says_comes_in_order(address):
         second = critic.score(images, prompts)
         killer.join()
         third = critic.score(images[:1], prompts[:1])
+        with pytest.raises(RuntimeError, match="lost 3 times"):  # else it would start critics for ever
+            critic.score(images[:1], [Task("die", id="1")])
     values = [score.value for score in first]
     assert len(set(values)) == 12
     assert [score.value for score in second] == values
     assert third[0].value == values[0]
-
-
-def test_pictures_that_kill_every_critic_are_given_up(address):
-    """Else the run would start critics for ever."""
-    with Cluster("toy", Terms(critic="slow"), workers=1, address=address) as cluster:
-        critic = RemoteCritic("slow", cluster.critics["slow"])
-        with pytest.raises(RuntimeError, match="lost 3 times"):
-            critic.score([None], [Task("die", id="1")])
 
 
 # --- one purse, one till ----------------------------------------------------------------------------------------
@@ -305,12 +290,10 @@ def test_one_purse_for_all_processes_and_starts(address, tmp_path, monkeypatch, 
             start(folder, 0.0171, there)
         assert len(stub.seen) == 5
         assert chat.PURSE.spent == pytest.approx(0.015), "the next run of a recipe begins with it"
-        with pytest.raises(UserError, match=r"have spent 0\.027 of 0\.0291 dollars"):
-            start(folder, 0.0291, there)
-        assert len(stub.seen) == 9
         monkeypatch.setattr(chat, "PURSE", Purse())
         with pytest.raises(UserError, match=r"have spent 0\.027 of 0\.0291 dollars"):
             start(folder, 0.0291, here)
+        assert len(stub.seen) == 9
         start(folder, 1.0, there)
         assert len(stub.seen) == asked, "nothing is paid for twice"
         assert left(folder) == left(tmp_path / "local")

@@ -53,10 +53,11 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 LOSSES = 3  # times in a row that a worker may be lost before it has brought a draft; then it is not replaced
-PATIENCE = 60.0  # seconds without a single worker that has a place
+PATIENCE = 300.0  # seconds in which one worker must get a place, and one of a critic's processes come back
+NO_DEVICE = 30.0  # the same where no machine that is left has such a device at all
 GRACE = 5.0  # seconds in which the others may end their round when an error ends the run
 REACHED = 5.0  # seconds in which a cluster's address must take a connection
-ANSWERED = 20.0  # seconds in which what listens there must be Ray
+ANSWERED = 20.0  # seconds in which what listens there, or a critic, must say that it is there
 CRITICS = 4  # actors of one critic for each worker, as far as there are CPUs
 CRITIC_LOSSES = 3  # critics that may be lost over the same pictures before these are tried alone, and then given up
 
@@ -156,7 +157,7 @@ class RemoteCritic:
         while losses < CRITIC_LOSSES:
             number = self._one()
             try:
-                _get(self.actors[number].prepare.remote(), timeout=PATIENCE / 4)
+                _get(self.actors[number].prepare.remote(), timeout=ANSWERED)
             except (exceptions.RayActorError, exceptions.GetTimeoutError):
                 self._miss(number)
                 continue
@@ -463,21 +464,28 @@ class Cluster:
             )
         if any(slot.stage in ("loading", "ready") for slot in answers.values()):
             self._last_placed = time.monotonic()
-        elif time.monotonic() - self._last_placed > PATIENCE:
-            wanted = "GPU" if "num_gpus" in self.each else "CPU"
-            raise UserError(
-                f"No machine of the Ray cluster has had a free {wanted} for a worker for {PATIENCE:g} seconds; see "
-                "'ray status', start machines or end what holds them, then run the same again: it goes on from what "
-                "is on record."
-            )
+        else:
+            self._look_for_room()
         ready, _ = self.ray.wait(list(answers), num_returns=1, timeout=1.0)
         if ready:
             self._take_in(answers[ready[0]], keeper)
 
+    def _look_for_room(self) -> None:
+        """No worker has a place. Raises UserError once that has lasted for too long."""
+        wanted = "GPU" if "num_gpus" in self.each else "CPU"
+        waited = time.monotonic() - self._last_placed
+        is_there = waited <= NO_DEVICE or self.ray.cluster_resources().get(wanted, 0) >= 1
+        if waited > (PATIENCE if is_there else NO_DEVICE):
+            raise UserError(
+                f"No machine of the Ray cluster has had a free {wanted} for a worker for {waited:.0f} seconds; see "
+                "'ray status', start machines or end what holds them, then run the same again: it goes on from what "
+                "is on record."
+            )
+
     def _take_in(self, slot: _Slot, keeper: Keeper | None) -> None:
         answer, slot.answer = slot.answer, None
         try:
-            found = _get(answer, timeout=PATIENCE)
+            found = _get(answer, timeout=PATIENCE)  # it is here; the limit is for what Ray may think of
         except UserError:
             raise
         except self.ray.exceptions.RayError as error:  # its process, its node, or what it said
