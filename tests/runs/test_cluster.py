@@ -19,9 +19,10 @@ from milr.drafts import Task, UserError
 from milr.reports.reading import write_report
 from milr.runs import cluster as module
 from milr.runs.bench import Local, Terms, bench
-from milr.runs.cluster import Cluster, RemoteCritic
+from milr.runs.cluster import Cluster
 from milr.runs.journal import read_lines
 from milr.runs.methods import METHODS
+from milr.runs.shared import RemoteCritic
 from toy_milr.backbone import ToyBackbone, paint
 from toy_milr.benchmark import tasks
 
