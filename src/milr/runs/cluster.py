@@ -445,7 +445,8 @@ def _join(ray: Any, address: str | None) -> None:
 
 
 def _no_ray(where: str, asked: str, option: str | None) -> str:
-    variable = "" if option else " (from the variable RAY_ADDRESS)"
+    is_set = option in (None, "", "auto") and os.environ.get("RAY_ADDRESS")  # Ray, too, puts it above 'auto'
+    variable = " (the variable RAY_ADDRESS says where)" if is_set else ""
     return (
         f"No Ray cluster answers {where}, asked for as '{shorten(asked)}'{variable}; start one ('ray start --head'), "
         "give its HOST:PORT, or --address local for a new one on this machine."
