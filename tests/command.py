@@ -19,6 +19,7 @@ toy = toy_milr.backbone:load
 
 [milr.critics]
 redness = toy_milr.critic
+slow = toy_milr.slow
 broken = toy_milr.broken
 
 [milr.benchmarks]

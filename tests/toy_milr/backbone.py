@@ -73,6 +73,9 @@ class ToyBackbone:
             torch.nn.init.normal_(weight, generator=generator)
             weight.requires_grad_(False)
 
+        if "TOY_MAX_BATCH" in os.environ:
+            self.max_batch = int(os.environ["TOY_MAX_BATCH"])
+
     def draw(self, orders):
         time.sleep(float(os.environ.get("TOY_SECONDS", "0")))
         self._wait_at_the_gate()

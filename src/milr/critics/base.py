@@ -14,6 +14,8 @@ from milr.drafts import Check, Score, Task, UserError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from milr.critics.remote.purse import Cashier
+
 
 LEAST_SHARE = 0.05  # of the probability that yes and no must hold together; below, 19 of 20 answers begin otherwise
 ROUNDING = 1e-6  # a reward may leave [0, 1] by this much (float32 averages do)
@@ -43,11 +45,13 @@ class Place:
     """Where a critic works.
 
     `folder` is the run's, where replies that were paid for may be kept. `max_judge_cost` is what judges may spend in
-    this process, in US dollars; None is no limit.
+    this process and in earlier starts of the run, in US dollars; None is no limit. `till` keeps the replies and the
+    money where another process does so for many.
     """
 
     folder: Path | None = None
     max_judge_cost: float | None = None
+    till: Cashier | None = None
 
 
 @dataclass(frozen=True)

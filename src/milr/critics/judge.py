@@ -34,6 +34,7 @@ SUMMARY = (
 )
 TAKES = "rubric"
 NEEDS_BACKBONE = False
+WAITS = True  # for a server; may be asked from several threads at once
 FOLDER = Path(__file__).parent / "rubrics"
 PLACES = r"\{(prompt|explanation|checks)\}"  # where a rubric shows what others wrote
 TRIES = 3  # replies to one request until the judge counts as having said nothing

@@ -101,6 +101,15 @@ def stands_alone(critic: str | Named) -> bool:
     return not getattr(module, "NEEDS_BACKBONE", True) and not getattr(module, "MODELS", None)
 
 
+def waits(critic: str | Named) -> bool:
+    """Whether a critic only waits for a server, so that one of it can serve many at once (a mix: every part of it)."""
+    named = find(critic) if isinstance(critic, str) else critic
+    module = registry.load(named.part)
+    if hasattr(module, "components"):
+        return all(waits(one) for one in module.components(settings_of(named)))
+    return bool(getattr(module, "WAITS", False))
+
+
 def models_of(critic: str | Named) -> Mapping[str, int]:
     """Hub repositories whose weights a critic loads with its settings, with their bytes (0: nobody here knows); of a
     mix, those of its parts."""

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 NAME = "service"
 SUMMARY = "A critic that runs elsewhere, asked over HTTP; its address alone names it too"
 NEEDS_BACKBONE = False
+WAITS = True  # for a server; may be asked from several threads at once
 
 TOKEN = "MILR_CRITIC_TOKEN"
 REPLY_BYTES = 16 * 2**20

@@ -152,7 +152,7 @@ def search_jobs(
     held_out: Sequence[Critic],
     method: Method,
     terms: Terms,
-    jobs: Iterator[Job],
+    jobs: Iterator[Job | None],
     batch: int,
     hear: Callable[[Event], None],
 ) -> Iterator[Trajectory]:

@@ -219,7 +219,7 @@ def drive_lazily(
 def drive_jobs(
     backbone: Backbone,
     critic: Critic,
-    jobs: Iterator[Job],
+    jobs: Iterator[Job | None],
     search: Callable[[Problem, Settings], Search],
     settings: Settings,
     *,
@@ -233,7 +233,7 @@ def drive_jobs(
     on_event: Callable[[Event], None] | None = None,
 ) -> Iterator[Trajectory]:
     """The loop itself. The next job is taken when a place among the `batch` is free, so `jobs` may wait for others to
-    say what is left. Trajectories come as they end."""
+    say what is left, or give None for "none now" as long as a search is under way. Trajectories come as they end."""
     _check_numbers(budget=budget, threshold=threshold, seed=seed, batch=batch)
     tell = on_event or (lambda event: None)
 

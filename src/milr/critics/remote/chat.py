@@ -27,13 +27,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 from milr import network
 from milr.critics.base import LEAST_SHARE, NOWHERE, Outage, Place, Secret, yes_share
-from milr.disk import sync_folder, write_whole
+from milr.critics.remote.purse import Cashier, Purse, Till
 from milr.drafts import UserError
 from milr.registry import shorten
 from milr.settings import check, setting
@@ -164,46 +163,7 @@ class Spent:
     tokens_out: int = 0
 
 
-class Purse:
-    """What the judges of this process have spent together, in US dollars."""
-
-    def __init__(self) -> None:
-        self.spent = 0.0
-        self._in_flight: list[float] = []  # estimates
-        self._changed = threading.Condition()
-
-    def take(self, limit: float | None, estimate: Callable[[], float | None]) -> float:
-        """Wait until a request fits in, and return what it is reckoned at. Raises UserError where it never will.
-
-        While nobody knows what a reply costs (estimate None), requests go one at a time.
-        """
-        with self._changed:
-            while True:
-                dearest = estimate()
-                reckoned = dearest or 0.0
-                if limit is not None and (self.spent >= limit or self.spent + reckoned > limit):
-                    raise UserError(
-                        f"Judges have spent {self.spent:.4g} of {limit:.4g} dollars, and the next reply may cost "
-                        f"{reckoned:.4g}; give more with --max-judge-cost (replies so far are kept)."
-                    )
-                alone = not self._in_flight
-                if limit is None or (dearest is None and alone):
-                    break
-                if dearest is not None and self.spent + sum(self._in_flight) + reckoned <= limit:
-                    break
-                self._changed.wait()
-            self._in_flight.append(reckoned)
-            return reckoned
-
-    def give_back(self, reckoned: float, cost: float) -> None:
-        """A request that was reckoned at this has ended, and cost that."""
-        with self._changed:
-            self._in_flight.remove(reckoned)
-            self.spent += cost
-            self._changed.notify_all()
-
-
-PURSE = Purse()
+PURSE = Purse()  # of this process
 
 
 class _NoReply(Exception):
@@ -230,11 +190,12 @@ class Chat:
             _price(settings.price_out, "MILR_PRICE_OUT"),
         )
         self._check_key()
-        self._dearest: float | None = None  # the most that a reply has cost
+        self._judge = hashlib.sha256(f"{self._url} {settings.model}".encode()).hexdigest()[:12]
+        self._till: Cashier = Till(None, PURSE)
         self._heard = False  # whether a reply ever came, now or in an earlier run
         self._whole = False  # whether one ever was not cut
         self._place = NOWHERE
-        self._kept: dict[str, Reply] = {}
+        self._places = threading.BoundedSemaphore(settings.concurrency)  # requests at once, whoever calls
         self._lock = threading.Lock()
 
     def settle(self, place: Place) -> None:
@@ -245,6 +206,7 @@ class Chat:
                 "price_out (US dollars per million tokens), or MILR_PRICE_IN and MILR_PRICE_OUT in the environment."
             )
         self._place = place
+        self._till = place.till or Till(place.folder, PURSE)
 
     def dollars(self) -> float | None:
         """What this client's replies cost so far; None where prices are unknown."""
@@ -256,9 +218,12 @@ class Chat:
         prepared = [self._prepare(question) for question in questions]
         replies: dict[str, Reply] = {}
         waiting: dict[str, tuple[Question, bytes | None]] = {}  # equal questions are asked once
+        known = self._till.recall([name for name, _ in prepared])
         for question, (name, png) in zip(questions, prepared, strict=True):
-            kept = self._recall(name)
+            kept = _known(known.get(name))
             if kept is None:
+                if name in known:
+                    self._till.forget(name)
                 waiting[name] = (question, png)
             else:
                 replies[name] = kept
@@ -388,7 +353,7 @@ class Chat:
                 wait_initial=0.5,
                 wait_max=self.settings.max_wait,
             ):
-                with attempt:
+                with attempt, self._places:
                     return self._send(client, stop, name, content)
         except _NoReply as error:
             return Reply(None, str(error), fault=error.fault)
@@ -399,8 +364,11 @@ class Chat:
 
     def _send(self, client: httpx.Client, stop: threading.Event, name: str, content: bytes) -> Reply:
         """One attempt: pay, keep, return. Raises _NoReply or UserError."""
-        reckoned = PURSE.take(self._place.max_judge_cost, lambda: self._dearest)
-        cost = 0.0
+        ticket = self._till.take(name, self._judge, self._place.max_judge_cost, self.settings.timeout)
+        if not isinstance(ticket, str):  # others asked the same at the same time
+            self._heard = self._whole = True
+            return _reply_from(ticket)
+        cost, kept = 0.0, None
         try:
             if stop.is_set():
                 raise _NoReply("not asked: an earlier question ended the work", "away")
@@ -412,20 +380,16 @@ class Chat:
                     self.spent.tokens_out + answer.tokens_out,
                 )
                 cost = self._cost(answer.tokens_in, answer.tokens_out) or 0.0
-                self._dearest = max(self._dearest or 0.0, cost)
+            if self._holds_key(answer.reply.text or "", *(token for token, _ in answer.reply.first)):
+                raise _NoReply(f"{self._host} sent the key back, so its reply was thrown away", "refused")
+            self._heard = True
+            if answer.refusal:
+                raise _NoReply(f"the model would not answer{self._harmless(answer.refusal)}", "flagged")
+            if answer.reply.fault != "cut":  # half a reply is worth no file: with another limit it is another question
+                self._whole = True
+                kept = {"text": answer.reply.text, "first": answer.reply.first}
         finally:
-            PURSE.give_back(reckoned, cost)
-        if self._holds_key(answer.reply.text or "", *(token for token, _ in answer.reply.first)):
-            raise _NoReply(f"{self._host} sent the key back, so its reply was thrown away", "refused")
-        self._heard = True
-        if answer.refusal:
-            raise _NoReply(f"the model would not answer{self._harmless(answer.refusal)}", "flagged")
-        if answer.reply.fault == "cut":
-            return (
-                answer.reply
-            )  # not kept: half a reply is worth no file, and with another limit it is another question
-        self._whole = True
-        self._keep(name, answer.reply)
+            self._till.give_back(ticket, cost, name, kept)
         if self._place.max_judge_cost is not None and not answer.counted and any(self._prices):
             raise UserError(
                 f"{self._host} does not say how many tokens a reply took, so --max-judge-cost cannot be kept; leave it "
@@ -562,31 +526,6 @@ class Chat:
             return None
         return (tokens_in * price_in + tokens_out * price_out) / 1e6
 
-    # --- replies that were paid for ---------------------------------------------------------------------------
-
-    def _file(self, name: str) -> Path | None:
-        return None if self._place.folder is None else self._place.folder / "replies" / f"{name}.json"
-
-    def _recall(self, name: str) -> Reply | None:
-        file = self._file(name)
-        if file is None:
-            return self._kept.get(name)
-        try:
-            return _reply_from(json.loads(file.read_bytes()))
-        except (OSError, ValueError, RecursionError):  # not there, or broken: then it is asked for and written anew
-            return None
-
-    def _keep(self, name: str, reply: Reply) -> None:
-        file = self._file(name)
-        if file is None:
-            self._kept[name] = reply
-            return
-        try:
-            for folder in write_whole(file, json.dumps({"text": reply.text, "first": reply.first}).encode()):
-                sync_folder(folder)
-        except OSError as error:
-            raise UserError(f"Cannot keep the judge's reply in {file.parent} ({error.strerror}); make room.") from error
-
 
 def as_data(text: str) -> str:
     """A text of unknown origin as one line of JSON in which no control or format sign, no lone surrogate and no < or >
@@ -685,11 +624,21 @@ def _pairs(items: Any) -> tuple[tuple[str, float], ...]:
     return pairs
 
 
+def _known(kept: Any) -> Reply | None:
+    """A kept reply; None where there is none, or one that is broken: then it is asked for and kept anew."""
+    try:
+        return _reply_from(kept)
+    except (ValueError, RecursionError):
+        return None
+
+
 def _reply_from(kept: Any) -> Reply:
     """A reply as it was kept. Raises ValueError where it is none."""
-    if not isinstance(kept, dict) or not isinstance(kept.get("text"), str) or not isinstance(kept.get("first"), list):
+    if not isinstance(kept, dict) or not isinstance(kept.get("text"), str):
         raise ValueError
-    if not all(isinstance(pair, list) and len(pair) == 2 for pair in kept["first"]):
+    if not isinstance(kept.get("first"), (list, tuple)):
+        raise ValueError
+    if not all(isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in kept["first"]):
         raise ValueError
     return Reply(kept["text"], first=_pairs(kept["first"]))
 
