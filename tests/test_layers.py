@@ -8,7 +8,7 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "milr"
 ORDER = (
     {"drafts", "statistics", "version"},
-    {"settings", "hub"},
+    {"settings", "hub", "reading", "pictures", "paths"},
     {"backbones"},
     {"registry"},
     {"critics"},

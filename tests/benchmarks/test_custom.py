@@ -48,7 +48,7 @@ def test_a_jsonl_file(tmp_path):
         ('{"prompt": "a", "checks": "Is there?"}', "no list of questions"),
         ('{"prompt": "a", "id": 1}\n{"prompt": "b", "id": "1"}', "have the id '1'"),
         (json.dumps({"prompt": "x" * 5000}), "longer than"),
-        ("", "no prompt in"),
+        ("", "holds no prompt"),
     ],
 )
 def test_wrong_lines(tmp_path, content, words):
@@ -64,5 +64,5 @@ def test_no_file(tmp_path):
     with pytest.raises(UserError, match="Cannot read"):
         custom.tasks(data=tmp_path / "none.txt")
     (tmp_path / "picture.txt").write_bytes(b"\x89PNG\xff")
-    with pytest.raises(UserError, match="not UTF-8"):
+    with pytest.raises(UserError, match="is no text but a PNG picture"):
         custom.tasks(data=tmp_path / "picture.txt")

@@ -33,7 +33,7 @@ from milr.runs.bench import Local, Terms, bench
 from milr.runs.generate import Request, prepare, tasks_of
 from milr.runs.journal import image_file, read_lines
 from milr.runs.methods import Method
-from milr.runs.score import Picture, open_picture, score
+from milr.runs.score import Found, Picture, open_picture, score
 from milr.serve.critic import needs_backbone
 from serving import serving
 from toy_milr.backbone import ToyBackbone
@@ -232,7 +232,7 @@ def test_every_door_gives_one_picture_one_score(case, world, lab, tmp_path):
     pictures = [
         Picture(image_file(tmp_path / "run", line["image"]), task) for line, task in zip(drafts, judged, strict=True)
     ]
-    scored = score(pictures, [critic])
+    scored = score(Found(tuple(pictures), (), tuple(tasks), len(tasks)), [critic])
     assert list(scored["critics"]) == [text]
     assert same([row["scores"][text] for row in scored["pictures"]], rewards)
 
@@ -376,7 +376,7 @@ def test_a_wrong_device_is_found_before_the_drawing_model_is_loaded(text):
 def test_no_picture_is_scored_twice_by_a_critic_named_twice(tmp_path):
     noise = naming.make("noise", None)
     with pytest.raises(UserError, match="named twice"):
-        score([], [noise, noise])
+        score(Found((), (), (), 0), [noise, noise])
 
 
 @pytest.mark.parametrize(

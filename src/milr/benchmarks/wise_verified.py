@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from milr.benchmarks.wise import CATEGORIES, read_tasks, weighted
+from milr.benchmarks.wise import CATEGORIES, PROMPTS, read_tasks, weighted
 from milr.drafts import Task
 
 NAME = "wise-verified"
@@ -13,6 +13,7 @@ SUMMARY = "WISE-Verified: 1,000 revised knowledge prompts, right or wrong (from 
 VERSION = 1
 DATA_HELP = "the folder, or one file, of the verified JSON files in the WISE repository"
 REWARD = "judge:wise-verified"
+__all__ = ["PROMPTS", "overall", "tasks"]
 FIRST_IDS = (1, 401, 521, 641, 761, 881)
 
 
