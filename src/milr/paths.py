@@ -25,7 +25,7 @@ def safe_name(text: str, ending: str = "") -> str:
     """
     cleaned = "".join(" " if sign in FORBIDDEN or not _is_plain(sign) else sign for sign in text)
     # Names of dots are places, dots and spaces at the end vanish on Windows, a dot in front hides.
-    cleaned = re.sub(r" +", " ", cleaned).strip(" ").rstrip(". ").lstrip(".").strip(" ")
+    cleaned = re.sub(r" +", " ", cleaned).strip(". ")
     if cleaned == text and text and not RESERVED.fullmatch(text) and _fits(text, ending):
         return text + ending
     mark = "-" + hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8]

@@ -54,11 +54,14 @@ HEADER_WORD = re.compile(r"[\w .#-]{1,60}")
 
 @dataclass(frozen=True)
 class Entry:
-    """A prompt of a file, what else its line says, and where it stands: `where` is 'line 3 of prompts.csv'."""
+    """A prompt of a file, what else its line says, and where it stands.
+
+    `number` is its line, in a JSON list its place from 1: no two have the same. `where` is 'line 3 of prompts.csv'.
+    """
 
     prompt: str
     fields: Mapping[str, Any]
-    line: int
+    number: int
     where: str
 
     def text(self, key: str) -> str:
@@ -155,7 +158,7 @@ def _entries(text: str, name: str, ending: str) -> Iterator[Entry]:
         yield from _table(text, name, delimiter)
     else:
         for number, line in _numbered(text):
-            yield _entry({"prompt": line}, number, name)
+            yield _entry({"prompt": line}, number, f"line {number} of {name}")
 
 
 def _numbered(text: str) -> Iterator[tuple[int, str]]:
@@ -174,7 +177,7 @@ def _json_lines(text: str, name: str) -> Iterator[Entry]:
             raise UserError(
                 f"Line {number} of {name} is no JSON object ({_why(error)}); write one object a line."
             ) from error
-        yield _entry(value, number, name)
+        yield _entry(value, number, f"line {number} of {name}")
 
 
 def _json(text: str, name: str) -> Iterator[Entry]:
@@ -191,9 +194,10 @@ def _json(text: str, name: str) -> Iterator[Entry]:
         if _skip(text, end) < len(text):
             yield from _json_lines(text, name)
         else:
-            yield _entry(value, 1 + text.count("\n", 0, start), name)
+            line = 1 + text.count("\n", 0, start)
+            yield _entry(value, line, f"line {line} of {name}")
         return
-    line, counted = 1, 0
+    line, counted, number = 1, 0, 0
     at = _skip(text, start + 1)
     while text[at : at + 1] != "]":
         line, counted = line + text.count("\n", counted, at), at
@@ -201,13 +205,14 @@ def _json(text: str, name: str) -> Iterator[Entry]:
             value, at = _DECODER.raw_decode(text, at)
         except (ValueError, RecursionError) as error:
             _refuse_json(name, text, error, line)
-        yield _entry(value, line, name)
+        number += 1
+        yield _entry(value, number, f"entry {number} (line {line}) of {name}")
         at = _skip(text, at)
         if text[at : at + 1] == ",":
             at = _skip(text, at + 1)
-            if text[at : at + 1] != "]":
-                continue
-        if text[at : at + 1] != "]" or text[at - 1 : at] == ",":
+            if text[at : at + 1] == "]":
+                _refuse_json(name, text, json.JSONDecodeError("Expecting a value behind the comma", text, at))
+        elif text[at : at + 1] != "]":
             _refuse_json(name, text, json.JSONDecodeError("Expecting ',' or ']'", text, at))
     if (rest := _skip(text, at + 1)) < len(text):
         _refuse_json(name, text, json.JSONDecodeError("more behind the list", text, rest))
@@ -257,7 +262,8 @@ def _table(text: str, name: str, delimiter: str) -> Iterator[Entry]:
                     f"Line {line} of {name} has {len(row)} values where the header names {len(header)} columns; put "
                     f"quotes around a value that holds {'a tab' if delimiter == chr(9) else repr(delimiter)}."
                 )
-            yield _entry({key: cell for key, cell in zip(header, row, strict=True) if cell.strip()}, line, name)
+            cells = {key: cell for key, cell in zip(header, row, strict=True) if cell.strip()}
+            yield _entry(cells, line, f"line {line} of {name}")
     except csv.Error as error:
         raise UserError(
             f"The row in line {before + 1} of {name} cannot be read ({error}); quotes come in pairs, and a quote in a "
@@ -287,28 +293,26 @@ def _header(row: Iterable[str], name: str, line: int) -> list[str]:
     return header
 
 
-def _entry(value: Any, line: int, name: str) -> Entry:
+def _entry(value: Any, number: int, where: str) -> Entry:
     """The entry that a value of JSON, or a row, is."""
-    where = f"line {line} of {name}"
+    where_first = where[0].upper() + where[1:]
     fields = {"prompt": value} if isinstance(value, str) else value
     if not isinstance(fields, dict):
-        raise UserError(f'Line {line} of {name} has no prompt ({_shown(value)}); write {{"prompt": "..."}}.')
+        raise UserError(f'{where_first} has no prompt ({_shown(value)}); write {{"prompt": "..."}}.')
     keys = [key for key in fields if key.lower() == "prompt"]
     if len(keys) > 1:
-        raise UserError(f"Line {line} of {name} has a prompt twice ({' and '.join(keys)}); keep one.")
+        raise UserError(f"{where_first} has a prompt twice ({' and '.join(keys)}); keep one.")
     prompt = fields[keys[0]] if keys else None
-    if prompt is None or (isinstance(prompt, str) and not prompt.strip("\ufeff \t\r\n\v\f")):
-        raise UserError(f'Line {line} of {name} has no prompt; write {{"prompt": "..."}}, or leave the line out.')
+    if prompt is None or (isinstance(prompt, str) and not prompt.removeprefix("\ufeff").strip()):
+        raise UserError(f'{where_first} has no prompt; write {{"prompt": "..."}}, or leave the line out.')
     if not isinstance(prompt, str):
         raise UserError(f"The prompt in {where} is {_shown(prompt)}; write it as text, in quotes.")
     prompt = prompt.removeprefix("\ufeff").strip()
     if len(prompt) > LONGEST_PROMPT:
-        raise UserError(
-            f"The prompt in line {line} of {name} is longer than {LONGEST_PROMPT:,} characters; shorten it."
-        )
+        raise UserError(f"The prompt in {where} is longer than {LONGEST_PROMPT:,} characters; shorten it.")
     if (why := objection(prompt)) is not None:
         raise UserError(f"The prompt in {where} cannot be drawn ({why}); remove it.")
-    return Entry(prompt, {key: one for key, one in fields.items() if key not in keys}, line, where)
+    return Entry(prompt, {key: one for key, one in fields.items() if key not in keys}, number, where)
 
 
 def _shown(value: Any) -> str:

@@ -57,7 +57,7 @@ def test_weights_of_the_categories():
     [
         ("{", "is no JSON"),
         ("{}", "Line 1 of .* has no prompt"),
-        ('[{"Prompt": "x"}]', "Line 1 of .* is no prompt of WISE"),
+        ('[{"Prompt": "x"}]', r"Entry 1 \(line 1\) of .* is no prompt of WISE"),
         ('[{"Prompt": "x", "prompt_id": 1001}]', "is no prompt of WISE"),
         ('[{"Prompt": "x", "prompt_id": true}]', "is no prompt of WISE"),
         ('[{"Prompt": "x", "prompt_id": 1.5}]', "is no prompt of WISE"),

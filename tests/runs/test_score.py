@@ -1,6 +1,7 @@
 """Pictures of other generators scored, and our own written for other scorers."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from PIL import Image
 from milr.benchmarks import geneval, t2i_compbench
 from milr.critics.noise import make as noise
 from milr.drafts import Score, Task, UserError
+from milr.paths import is_safe
 from milr.pictures import PIXELS
 from milr.reports.export import export
 from milr.reports.reading import read_run
@@ -145,3 +147,56 @@ def test_a_damaged_line_of_metadata(tmp_path):
     Path(tmp_path / "00000" / "metadata.jsonl").write_text("[]\n")
     with pytest.raises(UserError, match="not a line of GenEval's metadata"):
         find_pictures(tmp_path, "geneval", [])
+
+
+HOSTILE = [
+    ("../../escaped", "../../escaped2"), ("/etc/x", "C:\\x"), ("..", "a\0b"), ("con", "nul.png"), ("Zoo", "3"),
+    ("zoo", "3"), ("狐" * 200, "狐" * 300), ("", ""), (".", " . "), ("a/b", "a\\b"), ("a b", "a b"), ("x", None),
+    ("x", ["..", "y"]), ("x\u202e", "geneval-00001"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("layout", ["geneval", "wise", "t2i-compbench"])
+def test_nothing_is_written_outside_and_nothing_twice(run, tmp_path, layout):
+    prompts = ["a fox", "A FOX", "../../../../x", "/y", "a" * 900, "狐" * 400, "a\\b", "nul", "a/b", "..", "a\nb"]
+    prompts += ["a:b", "fox.", "fox"]
+    tasks = [  # every third id leaves the place that another one's names free for it, and takes it
+        Task(prompt, f"geneval-{number - 1:05d}" if number % 3 else f"../{number}", category, {"prompt_id": said})
+        for number, (prompt, (category, said)) in enumerate(zip(prompts, HOSTILE, strict=True))
+    ]
+    reading = run(tasks)
+    before = set(tmp_path.rglob("*"))
+    out = tmp_path / "deep" / "er" / "out"
+    assert export(reading, METHODS[2].name, layout, out) == len(tasks)
+    written = [file for file in tmp_path.rglob("*") if file not in before and file.is_file()]
+    assert all(file.is_relative_to(out) for file in written)
+    assert len([file for file in written if file.suffix == ".png"]) == len(tasks)
+    folded = [str(file.relative_to(out)).casefold() for file in written]
+    assert len(set(folded)) == len(folded)
+    assert all(is_safe(part) for file in written for part in file.relative_to(out).parts)
+
+
+def test_exported_pictures_are_those_that_were_drawn(run, tmp_path):
+    reading = run(toy_tasks(2, 0))
+    end = next(iter(reading.ends.values()))
+    for file in (reading.folder / "images").rglob("*.png"):
+        file.write_bytes(file.read_bytes() + b"x")
+    with pytest.raises(UserError, match="is not the one that was drawn"):
+        export(reading, METHODS[2].name, "wise", tmp_path / "out")
+    forged = {key: replace(one, returned_image="../../../etc/passwd") for key, one in reading.ends.items()}
+    with pytest.raises(UserError, match="which is no name of one"):
+        export(replace(reading, ends=forged), METHODS[2].name, "wise", tmp_path / "out2")
+    assert end.returned_image
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["nonsense", "[]", "{}", '{"prompt": "a", "colour": 1}', '{"prompt": 3}', '{"prompt": "a", "id": null}',
+     '{"prompt": "a", "metadata": [1]}', '{"prompt": "\\ud800"}', "[" * 100_000],
+)  # fmt: skip
+def test_foreign_tasks_are_one_sentence(run, line):
+    reading = run(toy_tasks(2, 0))
+    with open(reading.folder / "tasks.jsonl", "a") as stream:
+        stream.write(line + "\n")
+    with pytest.raises(UserError, match=r"Line 3 of .*tasks\.jsonl is no prompt as milr writes them"):
+        read_run(reading.folder)

@@ -17,7 +17,7 @@ from pathlib import Path
 from milr.benchmarks.base import spread
 from milr.drafts import Task, UserError
 from milr.reading import STDIN, Entry, name_of, objection, read_entries
-from milr.registry import shorten
+from milr.registry import did_you_mean, shorten
 
 NAME = "custom"
 SUMMARY = "Your own prompts, from a text, JSONL or CSV file (--data FILE), or a pack: products, teaching, architecture"
@@ -41,14 +41,20 @@ def tasks(
     if data is None:
         raise UserError(f"'custom' needs your prompts: --data is {DATA_HELP}.")
     file = FOLDER / f"{data}.jsonl" if str(data) in PACKS else data
+    if file != STDIN and not file.exists():
+        raise UserError(
+            f"Cannot read {shorten(str(data), 300)} (there is no such file or pack).{did_you_mean(str(data), PACKS)} "
+            f"--data is {DATA_HELP}."
+        )
     every = [_task(entry, name_of(file) if file == STDIN else file.stem) for entry in read_entries(file)]
-    lines: dict[str, int] = {}
+    there: dict[str, Entry] = {}
     for task, entry in every:
-        if lines.setdefault(task.id, entry.line) != entry.line:
+        if task.id in there:
             raise UserError(
-                f"Two prompts in {name_of(file)} have the id '{shorten(task.id)}' (lines {lines[task.id]} and "
-                f"{entry.line}); give each its own."
+                f"Two prompts in {name_of(file)} have the id '{shorten(task.id)}' ({_place(there[task.id])} and "
+                f"{_place(entry)}); give each its own."
             )
+        there[task.id] = entry
     chosen = [task for task, _ in every if not categories or task.category in categories]
     if not chosen:
         raise UserError(f"There is no prompt in {name_of(file)} of these categories.")
@@ -70,8 +76,15 @@ def _task(entry: Entry, stem: str) -> tuple[Task, Entry]:
     if checks:
         metadata["checks"] = checks
     return Task(
-        entry.prompt, id=entry.text("id") or f"{stem}-{entry.line}", category=entry.text("category"), metadata=metadata
+        entry.prompt,
+        id=entry.text("id") or f"{stem}-{entry.number}",
+        category=entry.text("category"),
+        metadata=metadata,
     ), entry
+
+
+def _place(entry: Entry) -> str:
+    return entry.where.partition(" of ")[0]
 
 
 def _is_question(check: object) -> bool:
