@@ -231,6 +231,9 @@ def test_files_that_are_none(tmp_path, monkeypatch):
     for file, words in [(tmp_path, "it is not a file"), (tmp_path / "none.png", "no such file")]:
         with pytest.raises(UserError, match=words):
             see(file)
+    Image.new("1", (pictures.PIXELS // 1000, 1001)).save(tmp_path / "huge.png")
+    with pytest.raises(UserError, match="pixels, and the most is 50,000,000"):
+        see(tmp_path / "huge.png")
     monkeypatch.setattr(pictures, "PIXELS", 4000)
     (tmp_path / "it.png").write_bytes(whole.getvalue())
     with pytest.raises(UserError, match="64 x 64 pixels, and the most is 4,000"):

@@ -12,13 +12,13 @@ from milr.benchmarks import geneval, t2i_compbench
 from milr.critics.noise import make as noise
 from milr.drafts import Score, Task, UserError
 from milr.paths import is_safe
-from milr.pictures import PIXELS
+from milr.pictures import see
 from milr.reports.export import export
 from milr.reports.reading import read_run
 from milr.runs.bench import Terms, bench
 from milr.runs.journal import read_image
 from milr.runs.methods import METHODS
-from milr.runs.score import find_pictures, open_picture, score, to_markdown
+from milr.runs.score import find_pictures, score, to_markdown
 from runs_toy import install_redness
 from toy_milr.backbone import ToyBackbone
 from toy_milr.benchmark import tasks as toy_tasks
@@ -67,7 +67,7 @@ def test_genevals_layout_there_and_back(run, tmp_path):
     found = find_pictures(out, "geneval", geneval.tasks()).pictures
     assert [one.task.id for one in found] == [task.id for task in tasks for _ in range(2)]
     end = reading.ends[METHODS[2].name, tasks[1].id, 1]
-    written = np.asarray(open_picture(out / tasks[1].id[-5:] / "samples" / "0001.png"))
+    written = np.asarray(see(out / tasks[1].id[-5:] / "samples" / "0001.png").image)
     assert (written == np.asarray(read_image(reading.folder, end.returned_image).convert("RGB"))).all()
 
 
@@ -125,19 +125,6 @@ def test_folders_without_pictures(tmp_path, layout):
         find_pictures(tmp_path, layout, geneval.tasks())
     with pytest.raises(UserError, match="not a folder"):
         find_pictures(tmp_path / "none", layout, [])
-
-
-def test_pictures_that_are_none(tmp_path):
-    (tmp_path / "text.png").write_text("not a picture")
-    Image.new("1", (PIXELS // 1000, 1001)).save(tmp_path / "huge.png")
-    paint(tmp_path / "half.png", "red")
-    content = (tmp_path / "half.png").read_bytes()
-    (tmp_path / "half.png").write_bytes(content[: len(content) // 2])
-    Image.new("RGB", (4, 4)).save(tmp_path / "other.gif")
-    for name, words in (("text.png", "not a picture"), ("huge.png", "pixels"), ("half.png", "not a picture"),
-                        ("other.gif", "not a picture"), ("none.png", "not a picture")):  # fmt: skip
-        with pytest.raises(UserError, match=words):
-            open_picture(tmp_path / name)
 
 
 def test_a_damaged_line_of_metadata(tmp_path):

@@ -29,8 +29,6 @@ from milr.registry import shorten
 from milr.statistics import clustered_share, mean_interval
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from milr.critics.base import Critic
     from milr.runs.verdicts import Verdicts
 
@@ -186,11 +184,6 @@ def _wrong_name(file: Path, fits: bool, wanted: str) -> str | None:
 def _example(left_out: Sequence[LeftOut]) -> str:
     one = next((one for one in left_out if one.is_fault), left_out[0])
     return f"{shorten(str(one.file), 120)}: {shorten(one.reason, 200)}"
-
-
-def open_picture(file: Path) -> Image:
-    """The image as RGB, as `milr.pictures` sees it. Raises UserError where it is none, or too large to be one."""
-    return see(file).image
 
 
 # --- Scoring -----------------------------------------------------------------------------------------------------
