@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from stub_judge import stub_judge
 
 from command import Here
 from milr.benchmarks import geneval
@@ -293,6 +294,24 @@ def test_calibrate_keeps_what_was_said(milr):
     assert milr(*command, "--seed", "3", "--out", "c.json", "--force-new").returncode == 0
     assert milr(*command).returncode == 0
     assert [one.name[:12] for one in (milr.folder / "out").iterdir()] == ["calibration-"]
+
+
+def test_replies_of_a_judge_are_paid_for_once(milr, monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    geneval_folder(milr.folder / "mine", geneval.tasks()[:2])
+    place = milr.folder / "mine" / "00001" / "samples" / "0000.png"
+    Image.new("RGB", (16, 16), "white").save(place)
+    with stub_judge() as stub:
+        command = ("score", "mine", "--benchmark", "geneval", "--critic", f"judge:general,url={stub.url},key=none",
+                   "--model", "toy", "--out", "run", "--json")  # fmt: skip
+        first = milr(*command)
+        assert first.returncode == 0, first.stderr
+        asked = len(stub.seen)
+        assert asked == len(list((milr.folder / "run" / "replies").iterdir())) == 2
+        assert milr(*command).stdout == first.stdout
+        (milr.folder / "run" / "verdicts.jsonl").write_bytes(b"")  # killed between the reply and its verdict
+        assert milr(*command).stdout == first.stdout
+        assert len(stub.seen) == asked
 
 
 # --- What a folder holds ------------------------------------------------------------------------------------------
