@@ -102,7 +102,7 @@ class Milr:
             timeout=LONG,
         )
 
-    def here(self, *arguments, **environment):
+    def here(self, *arguments, stdin=b"", **environment):
         """The same in this process, which costs no start: for all that is not about processes, signals or imports."""
         from milr.cli import main
 
@@ -117,6 +117,7 @@ class Milr:
             for path in reversed(self.environment["PYTHONPATH"].split(os.pathsep)):
                 patch.syspath_prepend(path)
             patch.setattr(sys, "argv", ["milr", *arguments])
+            patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin), "utf-8"))
             patch.chdir(self.folder)
             try:
                 main()

@@ -9,21 +9,21 @@ import subprocess
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import MappingProxyType
 
 import uvicorn
 
 from milr.drafts import Task
 from milr.lab.curriculum import CATEGORIES, contradict, make_item
 from milr.lab.world import lay_out, render, to_image
-from milr.serve.critic import create_app
+from milr.serve.critic import configure, create_app
 
 
 @contextlib.contextmanager
-def serving(critic, **options):
+def serving(critic, uvicorns=MappingProxyType({}), **options):
     """The address of a service of this critic, in a thread."""
     listening = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(create_app(critic, **options), log_level="warning", access_log=False, ws="none")
-    server = uvicorn.Server(config)
+    server = uvicorn.Server(configure(create_app(critic, **options), **uvicorns))
     thread = threading.Thread(target=server.run, args=([listening],))
     thread.start()
     try:

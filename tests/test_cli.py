@@ -225,7 +225,10 @@ def test_bench_runs_prompts_of_others(milr, benchmark):
         (["scenes", "--category", "ridle"], "Did you mean 'riddle'"),
         (["wise"], "may not ship"),
         (["scenes", "--data", "x.txt"], "leave --data out"),
-        (["custom", "--data", "product"], "Cannot read product"),
+        (
+            ["custom", "--data", "product"],
+            "Cannot read product (there is no such file or pack). Did you mean 'products'?",
+        ),
         (["custom", "--data", "products", "--category", "ships"], "no prompt"),
     ],
 )

@@ -9,7 +9,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "milr"
 ORDER = (
     {"drafts", "statistics", "version"},
     {"network"},
-    {"settings", "hub", "disk"},
+    {"settings", "hub", "disk", "reading", "pictures", "paths"},
     {"backbones"},
     {"registry"},
     {"critics"},

@@ -28,12 +28,13 @@ from milr.critics import naming
 from milr.critics.base import Place, judge
 from milr.critics.geneval import metadata_of
 from milr.drafts import UserError
+from milr.pictures import see
 from milr.reports.reading import write_report
 from milr.runs.bench import Local, Terms, bench
 from milr.runs.generate import Request, prepare, tasks_of
 from milr.runs.journal import image_file, read_lines
 from milr.runs.methods import Method
-from milr.runs.score import Picture, open_picture, score
+from milr.runs.score import Found, Picture, score
 from milr.serve.critic import needs_backbone
 from rounding import of_critic
 from serving import serving
@@ -203,7 +204,7 @@ def test_every_door_gives_one_picture_one_score(case, world, lab, tmp_path):
     bench(model, tasks, tmp_path / "run", terms, methods=methods)
     report = write_report(tmp_path / "run")
     drafts = [line for line in read_lines(tmp_path / "run") if "draft" in line]
-    images = [open_picture(image_file(tmp_path / "run", line["image"])) for line in drafts]
+    images = [see(image_file(tmp_path / "run", line["image"])).image for line in drafts]
     judged = [next(task for task in tasks if task.id == line["task"]) for line in drafts]
     there = [line["draft"]["score"] for line in drafts]
     rewards = [said["value"] for said in there]
@@ -234,7 +235,7 @@ def test_every_door_gives_one_picture_one_score(case, world, lab, tmp_path):
     pictures = [
         Picture(image_file(tmp_path / "run", line["image"]), task) for line, task in zip(drafts, judged, strict=True)
     ]
-    scored = score(pictures, [critic])
+    scored = score(Found(tuple(pictures), (), tuple(tasks), len(tasks)), [critic])
     assert list(scored["critics"]) == [text]
     assert same([row["scores"][text] for row in scored["pictures"]], rewards)
 
@@ -378,7 +379,7 @@ def test_a_wrong_device_is_found_before_the_drawing_model_is_loaded(text):
 def test_no_picture_is_scored_twice_by_a_critic_named_twice(tmp_path):
     noise = naming.make("noise", None)
     with pytest.raises(UserError, match="named twice"):
-        score([], [noise, noise])
+        score(Found((), (), (), 0), [noise, noise])
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,12 @@ GOOD = "runs:\n  - {name: a, for: lab, benchmark: scenes, searches: [single], re
         (GOOD.replace("for: lab", "for: fun"), "it is lab or real"),
         (GOOD.replace("[single]", "[1]"), "a list of names"),
         (GOOD.replace("name: a", "name: ../a"), "cannot be a folder's"),
+        *(
+            (GOOD.replace("name: a", f"name: {name}"), "cannot be a folder's")
+            for name in ('"a\\\\b"', "'C:x'", "con", '"a\\0"', "x" * 300, "'a '", "'..'", ".a", "a/b")
+        ),
         (GOOD + GOOD.split("\n", 1)[1], "the same name"),
+        (GOOD + GOOD.split("\n", 1)[1].replace("name: a", "name: A"), "the same name"),
         ("runs: !!python/object/apply:os.system ['true']", "is not YAML"),
     ],
 )

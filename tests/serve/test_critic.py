@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import contextlib
 import io
 import json
 import re
@@ -25,6 +26,7 @@ from milr.critics.remote import wire
 from milr.critics.scene import SceneCritic
 from milr.drafts import Score, UserError
 from milr.serve import critic as service
+from milr.serve import deadline
 from milr.serve.critic import create_app, needs_backbone, serve
 from serving import scenes, serving, serving_process
 
@@ -448,3 +450,81 @@ def test_threads_of_a_service_end_with_it():
         assert post(url, {"items": [item()]}).status_code == 200
     wait_until(lambda: threading.active_count() <= before)
     assert create_app(Shade()).openapi()["info"]["title"] == "milr critic 'shade'"
+
+
+# --- What a request may hold, and how long its head may take ----------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"metadata": {"checks": ["Is it?"] * 65}}, r"items\[0\].metadata.checks has 65 questions; the most is 64"),
+        ({"metadata": {"checks": "Is it?"}}, r"items\[0\].metadata.checks must be a list of texts"),
+        ({"metadata": {"checks": ["Is it?", 3]}}, r"metadata.checks must be a list of texts"),
+        ({"metadata": {"checks": ["x" * 5000]}}, r"has a text of 5,000 characters"),
+        ({"metadata": {"text": "x" * 5000}}, r"has a text of 5,000 characters"),
+        ({"metadata": {"text": ["x" * 3000] * 12}}, r"has more than 32,000 characters"),
+        ({"metadata": {"x" * 5000: 1}}, r"has a text of 5,000 characters"),
+        ({"metadata": {"include": [{}] * 600}}, r"has more than 500 keys and values"),
+        ({"metadata": {"a": [[[[[[[1]]]]]]]}}, r"nested more than 6 deep"),
+        ({"category": "x" * 300}, r"items\[0\].category has 300 characters"),
+    ],
+)
+def test_metadata_without_measure_is_refused(shade, more, words):
+    reply = post(shade, {"items": [item(**more)]})
+    assert (reply.status_code, error_of(reply)[0]) == (422, "bad_request")
+    assert re.search(words, error_of(reply)[1]), error_of(reply)
+
+
+def test_metadata_of_benchmarks_is_taken(shade):
+    said = {"checks": ["Is there a fox?"] * 64, "include": [{"class": "fox", "position": ["left of", 0]}], "n": None}
+    assert post(shade, {"items": [item(metadata=said)]}).status_code == 200
+
+
+def test_pictures_are_scored_as_people_see_them_and_it_is_said(shade):
+    turned = Image.Exif()
+    turned[0x0112] = 3  # upside down: the last pixel is the first
+    lying, file = Image.new("RGB", (8, 8), (51, 0, 0)), io.BytesIO()
+    lying.putpixel((7, 7), (255, 0, 0))
+    lying.save(file, "PNG", exif=turned)
+    clear = io.BytesIO()
+    Image.new("RGBA", (8, 8), (0, 0, 0, 0)).save(clear, "PNG")
+    plain, *odd = post(shade, {"items": [item(), item(file.getvalue()), item(clear.getvalue())]}).json()["scores"]
+    assert "notes" not in plain
+    assert [score["value"] for score in odd] == [1.0, 1.0]
+    assert [score["notes"] for score in odd] == [
+        ["turned by 180 degrees, as its EXIF says"], ["transparent parts on white"],
+    ]  # fmt: skip
+
+
+def test_half_a_header_shuts_nobody_out(monkeypatch):
+    monkeypatch.setattr(deadline, "HEAD_SECONDS", 0.3)
+    with serving(Shade(), uvicorns={"limit_concurrency": 5}) as url, contextlib.ExitStack() as held:
+        address = ("127.0.0.1", int(url.rpartition(":")[2]))
+        slow = [held.enter_context(socket.create_connection(address, timeout=30)) for _ in range(7)]
+        for one in slow[:6]:
+            one.sendall(b"GET /v1/health HTTP/1.1\r\nHost: 127.0.0.1\r\n")
+        for one in slow[:6]:  # the server says why and closes, whenever that is; without a deadline this waits for ever
+            said = b"".join(iter(lambda one=one: one.recv(4096), b""))
+            assert said.startswith(b"HTTP/1.1 408 ")
+            assert json.loads(said.partition(b"\r\n\r\n")[2])["error"]["code"] == "slow"
+        assert slow[6].recv(4096) == b""  # and who says nothing at all is left without a word
+        assert post(url, {"items": [item(file_of(51))]}).json()["scores"][0]["value"] == 0.2
+
+
+def test_a_connection_that_is_kept_has_the_deadline_again(monkeypatch):
+    monkeypatch.setattr(deadline, "HEAD_SECONDS", 0.3)
+    whole = b"GET /v1/health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+    with serving(Shade()) as url:
+        with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=30) as kept:
+            kept.sendall(whole)
+            assert kept.recv(4096).startswith(b"HTTP/1.1 200 ")
+            kept.sendall(whole[:-4])
+            said = b"".join(iter(lambda: kept.recv(4096), b""))
+        assert b" 408 " in said.partition(b"\r\n")[0] or b"HTTP/1.1 408 " in said
+
+
+def test_a_slow_critic_is_not_cut_off_by_the_deadline(monkeypatch):
+    monkeypatch.setattr(deadline, "HEAD_SECONDS", 0.05)
+    with serving(Shade(0.5)) as url:
+        assert post(url, {"items": [item(file_of(51))]}).json()["scores"][0]["value"] == 0.2

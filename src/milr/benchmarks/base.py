@@ -14,6 +14,7 @@ Also optional, and read by reports:
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
@@ -44,13 +45,21 @@ def mean_of_categories(by_category: Mapping[str, float]) -> float:
 def spread(tasks: Sequence[Task], count: int | None) -> list[Task]:
     """`count` of the tasks, evenly over their categories and in their order; all where None or fewer are there.
 
-    The first tasks of each category are taken, so a longer selection holds every shorter one.
+    Of each category a random sample, fixed by the tasks' ids: files are often sorted, so the first ones stand for
+    nothing. The same count gives the same tasks, and a larger one holds every smaller one.
     """
     if count is None or count >= len(tasks):
         return list(tasks)
-    ranks: dict[str, int] = {}
-    ranked = []
+    by_category: dict[str, list[int]] = {}
     for index, task in enumerate(tasks):
-        ranks[task.category] = rank = ranks.get(task.category, -1) + 1
-        ranked.append((rank, index))
-    return [tasks[index] for index in sorted(index for _, index in sorted(ranked)[:count])]
+        by_category.setdefault(task.category, []).append(index)
+    ranked = [
+        (rank, number, index)
+        for number, indices in enumerate(by_category.values())
+        for rank, index in enumerate(sorted(indices, key=lambda index: (_lot(tasks[index]), index)))
+    ]
+    return [tasks[index] for index in sorted(index for *_, index in sorted(ranked)[:count])]
+
+
+def _lot(task: Task) -> bytes:
+    return hashlib.sha256(f"milr-spread/1\0{task.category}\0{task.id}".encode("utf-8", "surrogatepass")).digest()

@@ -7,13 +7,12 @@ protocol.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from milr.benchmarks.base import spread
 from milr.drafts import Task, UserError
+from milr.reading import Entry, read_entries
 
 NAME = "wise"
 SUMMARY = "WISE: 1,000 knowledge prompts, legacy score (from your copy: --data)"
@@ -29,6 +28,8 @@ CAVEAT = (
 )
 FIRST_IDS = (1, 401, 568, 701, 801, 901)  # of each category
 LAST_ID = 1000
+PROMPTS = LAST_ID  # of the whole benchmark; the user's copy may be a part
+DATA_ENDINGS = (".json", ".jsonl", ".csv", ".tsv")
 WEIGHTS = (0.7, 0.2, 0.1)  # consistency, realism, aesthetic quality
 BEST = 2
 
@@ -75,25 +76,31 @@ def read_tasks(
     """Tasks out of the user's copy. Raises UserError where there is none, or where a file is not WISE's."""
     if data is None:
         raise UserError(f"milr may not ship the prompts of '{name}'; give your copy with --data: {data_help}.")
-    files = sorted(data.glob("*.json")) if data.is_dir() else [data]
+    files = _files(data) if data.is_dir() else [data]
     if not files:
         raise UserError(f"There is no JSON file in {data}; --data is {data_help}.")
-    lines = sorted((line for file in files for line in _read(file, data_help)), key=lambda line: int(line["prompt_id"]))
-    ids = [int(line["prompt_id"]) for line in lines]
-    if len(set(ids)) < len(ids):
-        raise UserError(f"{data} has a prompt_id twice (legacy and verified files together?); keep one version there.")
+    found: dict[int, Entry] = {}
+    for file in files:
+        for entry in read_entries(file):
+            number = _prompt_id(entry, data_help)
+            if number in found:
+                raise UserError(
+                    f"{data} has a prompt_id twice ({number}, in {found[number].where} and {entry.where}; legacy and "
+                    "verified files together?); keep one version there."
+                )
+            found[number] = entry
     every = [
         Task(
-            str(line["Prompt"]),
-            id=f"{name}-{int(line['prompt_id'])}",
-            category=category_of(int(line["prompt_id"]), first_ids),
+            entry.prompt,
+            id=f"{name}-{number}",
+            category=category_of(number, first_ids),
             metadata={
-                "prompt_id": int(line["prompt_id"]),
-                "subcategory": str(line.get("Subcategory", "")),
-                "explanation": str(line.get("Explanation", "")),
+                "prompt_id": number,
+                "subcategory": str(entry.fields.get("Subcategory") or ""),
+                "explanation": str(entry.fields.get("Explanation") or ""),
             },
         )
-        for line in lines
+        for number, entry in sorted(found.items())
     ]
     return spread([task for task in every if task.category in categories], count)
 
@@ -111,23 +118,21 @@ def weighted(by_category: Mapping[str, float], first_ids: Sequence[int]) -> floa
     return sum(sizes[name] * value for name, value in by_category.items()) / total
 
 
-def _read(file: Path, data_help: str) -> list[Mapping[str, Any]]:
-    try:
-        lines = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"Cannot read {file} ({error.strerror}); --data is {data_help}.") from error
-    except ValueError as error:
-        raise UserError(f"{file} is no JSON ({error}); --data is {data_help}.") from error
-    fits = isinstance(lines, list) and all(
-        isinstance(line, dict) and isinstance(line.get("Prompt"), str) and _is_id(line.get("prompt_id"))
-        for line in lines
+def _files(folder: Path) -> list[Path]:
+    """The data files of a folder, whatever their endings' case; not those that systems hide there."""
+    return sorted(
+        file
+        for file in folder.iterdir()
+        if file.suffix.lower() in DATA_ENDINGS and not file.name.startswith(".") and file.is_file()
     )
-    if not fits:
+
+
+def _prompt_id(entry: Entry, data_help: str) -> int:
+    said = entry.fields.get("prompt_id")
+    text = str(said).strip() if isinstance(said, int | str) else ""
+    if not text.isascii() or not text.isdecimal() or not 1 <= int(text[:6]) <= LAST_ID:
         raise UserError(
-            f"{file} is not a list of WISE prompts (Prompt, prompt_id 1 to {LAST_ID}); --data is {data_help}."
+            f"{entry.where[0].upper()}{entry.where[1:]} is no prompt of WISE (Prompt, prompt_id 1 to "
+            f"{LAST_ID}); --data is {data_help}."
         )
-    return list(lines)
-
-
-def _is_id(value: object) -> bool:
-    return isinstance(value, int | str) and str(value).isdecimal() and 1 <= int(value) <= LAST_ID
+    return int(text)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from milr.benchmarks.wise import CATEGORIES, read_tasks, weighted
+from milr.benchmarks.wise import CATEGORIES, PROMPTS, read_tasks, weighted
 from milr.drafts import Task
 
 NAME = "wise-verified"
@@ -18,6 +18,7 @@ CAVEAT = (
     "The rubric and the form of the judge's reply are milr's own, not those of WISE's authors: these numbers cannot be "
     "compared with published ones."
 )
+__all__ = ["PROMPTS", "overall", "tasks"]
 FIRST_IDS = (1, 401, 521, 641, 761, 881)
 
 

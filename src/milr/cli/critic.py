@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from milr.cli.options import Device, Dtype, Json, MaxJudgeCost, check_model, progress_console
+from milr.cli.options import Device, Dtype, Json, MaxJudgeCost, check_model, progress_console, put_aside
 from milr.drafts import UserError
 
 app = typer.Typer(
@@ -30,14 +31,25 @@ def critic_calibrate(
     data: Annotated[Path | None, typer.Option(metavar="FILE", help="Your copy of the prompts (wise).")] = None,
     model: Annotated[str, typer.Option(help="Model that draws.")] = "lab",
     out: Annotated[
-        Path | None, typer.Option(metavar="FILE.json", help="Keep the numbers, and beside them the plot as SVG.")
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Folder of the run, with calibration.json and the plot as SVG; or FILE.json, with the run beside it.",
+            show_default="out/calibration-..., named by what is asked",
+        ),
     ] = None,
+    force_new: Annotated[
+        bool, typer.Option("--force-new", help="Put a run that is there aside and begin anew.")
+    ] = False,
     max_judge_cost: MaxJudgeCost = None,
     as_json: Json = False,
     device: Device = "auto",
     dtype: Dtype = "auto",
 ) -> None:
-    """How often critics prefer right pictures to wrong ones, and how often pictures of a score are right."""
+    """How often critics prefer right pictures to wrong ones, and how often pictures of a score are right.
+
+    Killed, it goes on where it stopped; critics that are named later judge the same drafts.
+    """
     from milr.critics import naming
     from milr.critics.base import Place
     from milr.runs.planned import choose_tasks
@@ -49,20 +61,34 @@ def critic_calibrate(
         raise UserError("A critic is named twice; name each once, and none that is also --against.")
     tasks = choose_tasks(benchmark, limit, prompt_seed, data=data)
     check_model(model)
-    from milr.backbones import load
     from milr.disk import write_atomically
-    from milr.reports.calibrate import calibrate, reliability, to_markdown
+    from milr.reports.calibrate import asked, calibrate, reliability, to_markdown
+    from milr.runs.verdicts import Verdicts, folder_for
 
-    console, place = progress_console(), Place(max_judge_cost=max_judge_cost)
-    backbone = load(model, device=device, dtype=dtype)
-    *asked, oracle = [naming.make(one, backbone, place) for one in judges]
-    found = calibrate(
-        backbone, asked, oracle, tasks, drafts, seed,
-        lambda done, of: console.print(f"{done} of {of} drafts", highlight=False),
-    )  # fmt: skip
-    if out is not None:
-        write_atomically(out, (json.dumps(found, indent=2) + "\n").encode())
-        write_atomically(out.with_suffix(".svg"), reliability(found).encode())
+    head = asked(model, judges[-1].name, tasks, drafts, seed)
+    folder, file = folder_for(out, "calibration", head)
+    console, place = progress_console(), Place(folder, max_judge_cost)
+    if force_new:
+        put_aside(folder, console)
+    with Verdicts(folder, head) as record:
+        if record.note:
+            console.print(record.note, markup=False, highlight=False)
+        from milr.backbones import load
+
+        backbone = load(model, device=device, dtype=dtype)
+        *tried, oracle = [naming.make(one, backbone, place) for one in judges]
+        try:
+            found = calibrate(
+                backbone, tried, oracle, tasks, drafts, seed,
+                lambda done, of: console.print(f"{done} of {of} drafts", highlight=False), record,
+            )  # fmt: skip
+        except KeyboardInterrupt:
+            print(f"milr: stopped by Ctrl-C; the same command goes on from what is in {folder}.", file=sys.stderr)
+            raise typer.Exit(130) from None
+    if file is not None:
+        write_atomically(file, (json.dumps(found, indent=2) + "\n").encode())
+        write_atomically(file.with_suffix(".svg"), reliability(found).encode())
+    console.print(f"verdicts are kept in {folder}", markup=False, highlight=False)
     print(json.dumps(found) if as_json else to_markdown(found))
 
 

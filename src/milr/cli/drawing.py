@@ -26,7 +26,9 @@ def generate(
     ] = None,
     prompts_file: Annotated[
         Path | None,
-        typer.Option("--prompts", metavar="FILE", help="More prompts, one a line ('-' is stdin)."),
+        typer.Option(
+            "--prompts", metavar="FILE", help="More prompts: text (one a line), JSONL, JSON, CSV or TSV; '-' is stdin."
+        ),
     ] = None,
     model: Annotated[
         str,
@@ -75,9 +77,11 @@ def generate(
     dtype: Dtype = "auto",
 ) -> None:
     """Draw PROMPT, look for a better image within the budget, and keep the best."""
+    from milr.reading import read_entries
     from milr.runs.generate import Request, check_prompt, prepare, tasks_of
 
-    wanted = [*(prompts or ()), *(_read_prompts(prompts_file) if prompts_file is not None else ())]
+    written = read_entries(prompts_file) if prompts_file is not None else ()
+    wanted = [*(prompts or ()), *(entry.prompt for entry in written)]
     if not wanted:
         raise UserError('Give at least one prompt, e.g. milr generate "two red foxes above a blue car".')
     for prompt in wanted:
@@ -170,20 +174,6 @@ def _show(result: Result, budget: int) -> None:
         print(f"  page        {folder.page}")
         print(f"  trajectory  {folder.trajectory}")
         print(f"  drafts      {folder.path / 'drafts'} ({len(result.trajectory.drafts)})", flush=True)
-
-
-def _read_prompts(file: Path) -> list[str]:
-    try:
-        content = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
-        lines = content.decode("utf-8-sig").splitlines()
-    except OSError as error:
-        raise UserError(f"Cannot read the prompts file {file} ({error.strerror}).") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"The prompts file {file} is not UTF-8 text; save it as UTF-8.") from error
-    found = [line.strip() for line in lines if line.strip()]
-    if not found:
-        raise UserError(f"The prompts file {file} holds no prompt; write one a line.")
-    return found
 
 
 def _settings(given: Iterable[str]) -> dict[str, str]:

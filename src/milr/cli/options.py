@@ -33,6 +33,14 @@ def progress_console() -> Console:
     return Console(stderr=True, highlight=False)
 
 
+def put_aside(folder: Path, console: Console) -> None:
+    """Rename a run's folder for a new one, and say so (`--force-new`)."""
+    from milr.runs import journal
+
+    if (aside := journal.put_aside(folder)) is not None:
+        console.print(f"the run that was in {folder} is now {aside}", markup=False, highlight=False)
+
+
 def one_line(text: str, limit: int = 400) -> str:
     from milr.registry import shorten
 

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from milr.cli.options import Device, Dtype, Json, MaxJudgeCost, check_model, one_line, progress_console
+from milr.cli.options import (
+    Device,
+    Dtype,
+    Json,
+    MaxJudgeCost,
+    check_model,
+    one_line,
+    progress_console,
+    put_aside,
+)
 from milr.drafts import UserError
 
 
@@ -22,20 +32,34 @@ def score(
     ] = None,
     data: Annotated[Path | None, typer.Option(metavar="FILE", help="Your copy of the prompts (wise).")] = None,
     model: Annotated[str, typer.Option(help="Model of the critic 'self'.")] = "lab",
-    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Keep every score, as JSON.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Folder of the run, with scores.json; or FILE.json, with the run beside it.",
+            show_default="out/scores-..., named by what is asked",
+        ),
+    ] = None,
+    force_new: Annotated[
+        bool, typer.Option("--force-new", help="Put a run that is there aside and begin anew.")
+    ] = False,
     max_judge_cost: MaxJudgeCost = None,
     as_json: Json = False,
     device: Device = "auto",
     dtype: Dtype = "auto",
 ) -> None:
-    """Judge a folder of pictures in a benchmark's own layout (see docs/runs.md)."""
+    """Judge a folder of pictures in a benchmark's own layout; killed, it goes on where it stopped (see docs/runs.md).
+
+    Exit code 1: some pictures could not be read, the others are judged.
+    """
     from milr import registry
     from milr.benchmarks.base import number_of
     from milr.critics import naming
     from milr.critics.base import Place
     from milr.runs.planned import choose_tasks
-    from milr.runs.score import LAYOUTS, find_pictures, to_markdown
+    from milr.runs.score import FORMAT, LAYOUTS, describe_gaps, find_pictures, to_markdown
     from milr.runs.score import score as judge_pictures
+    from milr.runs.verdicts import Verdicts, folder_for
 
     layout = "wise" if benchmark.startswith("wise") else benchmark
     if layout not in LAYOUTS:
@@ -46,25 +70,44 @@ def score(
     judges = [naming.find(name) for name in critic or [part.REWARD]]
     for one in judges:
         naming.settings_of(one)
-    pictures = find_pictures(folder, layout, choose_tasks(benchmark, data=data))
+    tasks = choose_tasks(benchmark, data=data)
+    pictures = find_pictures(folder, layout, tasks, getattr(part, "PROMPTS", None))
     check_model(model)
-    from milr.backbones import load
-
-    backbone = load(model, device=device, dtype=dtype)
+    asked = {"format": FORMAT, "benchmark": benchmark, "model": model}
+    place, file = folder_for(out, "scores", {**asked, "folder": str(folder.resolve())})
     console = progress_console()
-    found = judge_pictures(
-        pictures,
-        [naming.make(one, backbone, Place(max_judge_cost=max_judge_cost)) for one in judges],
-        getattr(part, "overall", None),
-        lambda done: console.print(f"{done} of {len(pictures)} pictures", highlight=False),
-    )
+    if force_new:
+        put_aside(place, console)
+    with Verdicts(place, asked) as record:
+        if record.note:
+            console.print(record.note, markup=False, highlight=False)
+        from milr.backbones import load
+
+        backbone = load(model, device=device, dtype=dtype)
+        try:
+            found = judge_pictures(
+                pictures,
+                [naming.make(one, backbone, Place(place, max_judge_cost)) for one in judges],
+                getattr(part, "overall", None),
+                lambda done: console.print(f"{done} of {len(pictures.pictures)} pictures", highlight=False),
+                record,
+            )
+        except KeyboardInterrupt:
+            print(f"milr: stopped by Ctrl-C; the same command goes on from what is in {place}.", file=sys.stderr)
+            raise typer.Exit(130) from None
     found = {"benchmark": benchmark, "number": number_of(part), "folder": str(folder), **found}
     text = json.dumps(found)
-    if out is not None:
+    if file is not None:
         from milr.disk import write_atomically
 
-        write_atomically(out, text.encode() + b"\n")
+        write_atomically(file, text.encode() + b"\n")
     print(text if as_json else to_markdown(found))
+    if not as_json:
+        for line in describe_gaps(found):
+            print(one_line(line, 800))
+    console.print(f"verdicts are kept in {place}", markup=False, highlight=False)
+    if any(one["is_fault"] for one in found["left_out"]):
+        raise typer.Exit(1)
 
 
 def export(

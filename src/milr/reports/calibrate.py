@@ -8,9 +8,12 @@ sampled texts, so no critic has been climbed. Knows critics, models and prompts;
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy import stats
@@ -22,6 +25,12 @@ from milr.reports.report import INKS
 from milr.searches.driver import draft_stream
 from milr.statistics import auc, wilson
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from milr.runs.verdicts import Verdicts
+
+KEPT = {"batch", "critic", "pictures", "values", "reasons", "seconds"}  # of a line of the record
 BATCH = 64
 BINS = 10
 RESAMPLES = 1000
@@ -35,38 +44,45 @@ def calibrate(
     each: int,
     seed: int = 0,
     tell: Callable[[int, int], None] = lambda done, of: None,
+    record: Verdicts | None = None,
 ) -> dict[str, Any]:
     """Draw `each` drafts of every task and let everyone judge them. A draft is right where the oracle says 1.
+
+    What is on `record` is not judged again, but for abstentions: what kept a critic from judging may be mended.
 
     Drafts on which the oracle abstains are left out; those on which a critic abstains are left out for that critic.
     """
     jobs = [(number, task, index) for number, task in enumerate(tasks) for index in range(each)]
-    prompt_of, truth = [], []
-    said: dict[str, list[float]] = {critic.name: [] for critic in critics}
-    seconds = dict.fromkeys(said, 0.0)
+    prompt_of = [number for number, _, _ in jobs]
+    everyone = (oracle, *critics)
+    found: dict[str, list[float]] = {critic.name: [] for critic in everyone}
+    seconds = dict.fromkeys(found, 0.0)
     reasons: dict[str, str] = {}  # of each critic's first abstention
+    known = _on_record(record)
     for start in range(0, len(jobs), BATCH):
         some = jobs[start : start + BATCH]
-        orders = [
-            Order(task.prompt, Ask(Sample(), Sample()), draft_stream(seed, task.id, index, 0))
-            for _, task, index in some
-        ]
-        images, asked = [drawn.image for drawn in backbone.draw(orders)], [task for _, task, _ in some]
-        truth += [np.nan if score.value is None else score.value for score in judge(oracle, images, asked)]
-        prompt_of += [number for number, _, _ in some]
-        for critic in critics:
-            began = time.perf_counter()
-            scores = judge(critic, images, asked)
-            seconds[critic.name] += time.perf_counter() - began
-            said[critic.name] += [np.nan if score.value is None else score.value for score in scores]
-            why = next((score.reason for score in scores if score.value is None), None)
+        lines = {critic.name: known.get((start, critic.name)) for critic in everyone}
+        if any(line is None or len(line["values"]) != len(some) or None in line["values"] for line in lines.values()):
+            # Drawn in the same batches as at first, so that what was judged before is what is judged now.
+            images = [drawn.image for drawn in backbone.draw([_order(seed, task, index) for _, task, index in some])]
+            lines = {
+                critic.name: _judged(critic, start, images, [task for _, task, _ in some], lines[critic.name], record)
+                for critic in everyone
+            }
+        for name, line in lines.items():
+            assert line is not None
+            found[name] += [np.nan if value is None else value for value in line["values"]]
+            seconds[name] += line["seconds"]
+            why = next((why for value, why in zip(line["values"], line["reasons"], strict=True) if value is None), None)
             if why is not None:
-                reasons.setdefault(critic.name, why)
-        tell(len(truth), len(jobs))
+                reasons.setdefault(name, why)
+        tell(min(start + BATCH, len(jobs)), len(jobs))
+    truth = found[oracle.name]
+    said = {critic.name: found[critic.name] for critic in critics}
     prompts, values = np.array(prompt_of), np.array(truth)
-    known = np.isfinite(values)
-    scores_of = {name: np.array(found)[known] for name, found in said.items()}
-    prompts, values = prompts[known], values[known]
+    judged = np.isfinite(values)
+    scores_of = {name: np.array(scores)[judged] for name, scores in said.items()}
+    prompts, values = prompts[judged], values[judged]
     right = np.array([reaches(value) for value in values], dtype=bool)
     return {
         "format": "milr-calibration/1",
@@ -87,6 +103,54 @@ def calibrate(
             for name, scores in scores_of.items()
         },
     }  # fmt: skip
+
+
+def asked(backbone: str, oracle: str, tasks: Sequence[Task], each: int, seed: int) -> dict[str, Any]:
+    """What a calibration asks, as the head of its record: other critics may join later, nothing else may change."""
+    every = json.dumps([asdict(task) for task in tasks], sort_keys=True, default=str).encode()
+    return {
+        "format": "milr-calibration-run/1", "model": backbone, "oracle": oracle, "prompts": len(tasks),
+        "prompts_digest": hashlib.sha256(every).hexdigest(), "drafts": each, "seed": seed,
+    }  # fmt: skip
+
+
+def _on_record(record: Verdicts | None) -> dict[tuple[int, str], Mapping[str, Any]]:
+    """The last line of each batch and critic."""
+    lines = () if record is None else record.lines
+    return {(line["batch"], line["critic"]): line for line in lines if line.keys() >= KEPT}
+
+
+def _order(seed: int, task: Task, index: int) -> Order:
+    return Order(task.prompt, Ask(Sample(), Sample()), draft_stream(seed, task.id, index, 0))
+
+
+def _judged(
+    critic: Critic,
+    start: int,
+    images: Sequence[Image],
+    tasks: Sequence[Task],
+    line: Mapping[str, Any] | None,
+    record: Verdicts | None,
+) -> Mapping[str, Any]:
+    """What a critic says of a batch: what is on record of these very pictures, and the rest asked now, and kept."""
+    names = [hashlib.sha256(image.tobytes()).hexdigest() for image in images]
+    values: list[float | None] = [None] * len(images)
+    reasons, seconds = [""] * len(images), 0.0
+    if line is not None and line["pictures"] == names:
+        values, reasons, seconds = list(line["values"]), list(line["reasons"]), line["seconds"]
+    missing = [index for index, value in enumerate(values) if value is None]
+    if not missing and line is not None:
+        return line
+    began = time.perf_counter()
+    scores = judge(critic, [images[index] for index in missing], [tasks[index] for index in missing])
+    seconds += time.perf_counter() - began
+    for index, score in zip(missing, scores, strict=True):
+        values[index], reasons[index] = score.value, score.reason
+    kept = {"batch": start, "critic": critic.name, "pictures": names, "values": values, "reasons": reasons,
+            "seconds": seconds}  # fmt: skip
+    if record is not None:
+        record.add(kept)
+    return kept
 
 
 def _trust(scores: np.ndarray[Any, Any], right: np.ndarray[Any, Any], prompts: np.ndarray[Any, Any]) -> dict[str, Any]:

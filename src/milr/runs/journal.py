@@ -385,12 +385,21 @@ def _head_of(folder: Path) -> dict[str, Any]:
 
 
 def read_tasks(folder: Path) -> list[Task]:
-    """The prompts of a run."""
+    """The prompts of a run. Raises UserError where a line is none."""
+    tasks = []
     with _open(folder / "tasks.jsonl") as stream:
-        try:
-            return [Task(**json.loads(line)) for line in stream]
-        except (TypeError, ValueError) as error:
-            raise UserError(f"{folder / 'tasks.jsonl'} holds something else than prompts; restore it.") from error
+        for number, line in enumerate(stream, 1):
+            try:
+                task = Task(**json.loads(line))
+                for text in (task.prompt, task.id, task.category, *task.metadata.keys()):
+                    text.encode()
+            except (ValueError, TypeError, AttributeError, RecursionError) as error:
+                raise UserError(
+                    f"Line {number} of {folder / 'tasks.jsonl'} is no prompt as milr writes them; it belongs to the "
+                    "run, restore it."
+                ) from error
+            tasks.append(task)
+    return tasks
 
 
 def read_lines(folder: Path) -> Iterator[dict[str, Any]]:

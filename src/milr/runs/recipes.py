@@ -26,6 +26,7 @@ import yaml
 
 from milr.critics import naming
 from milr.drafts import UserError
+from milr.paths import is_safe
 from milr.registry import did_you_mean
 from milr.runs.planned import threshold_of
 
@@ -86,7 +87,7 @@ def read_recipe(file: Path, allowed: Collection[str] = ()) -> Recipe:
         raise UserError(f"{file} has no 'runs'; see the recipes that come with milr.")
     common = {key: value for key, value in raw.items() if key not in ("paper", "expected", "runs")}
     runs = tuple(_read_run(file, {**common, **one} if isinstance(one, dict) else one) for one in raw["runs"])
-    names = [(run.kind, run.name) for run in runs]
+    names = [(run.kind, run.name.casefold()) for run in runs]  # many file systems do not tell A from a
     if len(set(names)) < len(names):
         raise UserError(f"Two runs of {file} have the same name; give each its own.")
     for critic in dict.fromkeys(critic for run in runs for critic in (run.reward, *run.held_out)):
@@ -122,8 +123,8 @@ def _read_run(file: Path, raw: Any) -> RecipeRun:
         raise UserError(f"A run of {file} lacks '{missing[0]}'.")
     if raw["for"] not in KINDS:
         raise UserError(f"In {file} 'for' is '{raw['for']}'; it is lab or real.")
-    if "/" in raw["name"] or raw["name"].startswith("."):
-        raise UserError(f"The name '{raw['name']}' in {file} cannot be a folder's; use letters and dashes.")
+    if not is_safe(raw["name"]):
+        raise UserError(f"The name {raw['name']!r:.100} in {file} cannot be a folder's; use letters and dashes.")
     values = {("kind" if key == "for" else key): value for key, value in raw.items()}
     for key in ("searches", "held_out", "category"):
         if not all(isinstance(one, str) for one in values.get(key, ())):

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
     from starlette.requests import Request as AnyRequest
     from starlette.types import ASGIApp, Receive, Scope, Send
+    from uvicorn import Config
 
 PORT = 9000
 WAITING = 16  # requests that may wait; each may hold a body of Limits.bytes
@@ -150,9 +151,9 @@ async def _read_body(request: "AnyRequest", most: int) -> bytearray:
 
 def _answer(critic: Critic, body: bytearray, limits: wire.Limits) -> bytes:
     """The reply to one body; runs on the critic's own thread."""
-    images, tasks = wire.read_request(body, limits)
+    seen, tasks = wire.read_request(body, limits)
     try:
-        return wire.write_scores(critic.name, judge(critic, images, tasks))
+        return wire.write_scores(critic.name, judge(critic, [one.image for one in seen], tasks), seen)
     except UserError as error:
         raise wire.Refused(503, wire.STOPPED, str(error)) from error
 
@@ -231,13 +232,23 @@ def serve(
             backbone = load(model, device=device, dtype=dtype)
         made = naming.make(named, backbone, Place(max_judge_cost=max_judge_cost))
         app = create_app(made, token=token, summary=named.part.summary)
-        config = uvicorn.Config(
-            app, http="h11", ws="none", lifespan="on", log_level="warning", access_log=False, server_header=False,
-            proxy_headers=False, timeout_graceful_shutdown=STOP_SECONDS,
-        )  # fmt: skip
+        config = configure(app)
         shown = f"[{host}]" if ":" in host else host
         tell(f"the critic '{made.name}' answers at http://{shown}:{listening.getsockname()[1]} (Ctrl-C stops it)")
         uvicorn.Server(config).run([listening])
+
+
+def configure(app: "ASGIApp", **options: Any) -> "Config":
+    """How a service runs under uvicorn; `options` are uvicorn's own and win."""
+    import uvicorn
+
+    from milr.serve.deadline import Deadline
+
+    usual: dict[str, Any] = {
+        "http": Deadline, "ws": "none", "lifespan": "on", "log_level": "warning", "access_log": False,
+        "server_header": False, "proxy_headers": False, "timeout_graceful_shutdown": STOP_SECONDS,
+    }  # fmt: skip
+    return uvicorn.Config(app, **{**usual, **options})
 
 
 def needs_backbone(critic: str | naming.Named) -> bool:

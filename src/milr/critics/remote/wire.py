@@ -3,7 +3,8 @@
     GET  /v1/health   {"status": "ok"}
     GET  /v1/info     {"name", "summary", "version", "limits": {"items", "bytes", "pixels"}}
     POST /v1/score    {"items": [{"prompt", "image", "category"?, "metadata"?}]}
-                   -> {"critic", "scores": [{"value", "reason", "checks": [{"text", "passed", "boxes"}], "outage"?}]}
+                   -> {"critic", "scores": [{"value", "reason", "checks": [{"text", "passed", "boxes"}], "outage"?,
+                       "notes"?}]}
     any error         {"error": {"code", "message"}}
 
 Both sides distrust what they read: sizes are checked before anything is decoded, nothing that is sent is an address
@@ -16,11 +17,11 @@ import base64
 import io
 import json
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from milr import pictures
 from milr.critics.base import ROUNDING
 from milr.drafts import Box, Check, Score, Task
 
@@ -28,8 +29,12 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 HEALTH, INFO, SCORE, SCHEMA = "/v1/health", "/v1/info", "/v1/score", "/openapi.json"
-FORMATS = ("PNG", "JPEG", "WEBP")
 PROMPT_CHARACTERS = 4000
+CATEGORY_CHARACTERS = 200
+METADATA_CHARACTERS = 32_000  # of all its texts together
+METADATA_VALUES = 500
+METADATA_DEPTH = 6
+CHECKS = 64  # questions of one item; each is one more call of the model
 REASON_CHARACTERS = 2000
 STOPPED = "critic_stopped"  # the code of an error that only the user can put right: asking again does not help
 
@@ -81,7 +86,7 @@ def write_request(items: Sequence[bytes]) -> bytes:
     return b'{"items": [%s]}' % b", ".join(items)
 
 
-def read_request(body: bytes | bytearray, limits: Limits) -> tuple[list[Image], list[Task]]:
+def read_request(body: bytes | bytearray, limits: Limits) -> tuple[list[pictures.Seen], list[Task]]:
     """The pictures and tasks of a body. Raises Refused; decodes no picture before all sizes are known to be allowed."""
     try:
         said = json.loads(body, parse_constant=_no_constant)
@@ -115,43 +120,69 @@ def _task(item: object, number: int) -> Task:
         raise wrong(f".prompt has {len(prompt):,} characters; the most is {PROMPT_CHARACTERS:,}")
     if not isinstance(category, str):
         raise wrong(".category must be text")
+    if len(category) > CATEGORY_CHARACTERS:
+        raise wrong(f".category has {len(category):,} characters; the most is {CATEGORY_CHARACTERS}")
     if not isinstance(metadata, dict):
         raise wrong(".metadata must be an object")
+    if (why := _too_much(metadata)) is not None:
+        raise wrong(f".metadata{why}")
     if not isinstance(item.get("image"), str):
         raise wrong(".image must be text: a PNG, JPEG or WebP file in base64")
     return Task(_text(prompt), str(number), _text(category), metadata)
 
 
+def _too_much(metadata: dict[str, Any]) -> str | None:
+    """What in the metadata is more than a critic should be given. Every text in it is work, and may be a question."""
+    checks = metadata.get("checks", [])
+    if not isinstance(checks, list) or not all(isinstance(check, str) for check in checks):
+        return ".checks must be a list of texts"
+    if len(checks) > CHECKS:
+        return f".checks has {len(checks):,} questions; the most is {CHECKS}"
+    values = characters = 0
+    open_ones: list[tuple[Any, int]] = [(metadata, 1)]
+    while open_ones:
+        value, depth = open_ones.pop()
+        values += 1
+        if isinstance(value, (dict, list)):
+            if depth > METADATA_DEPTH:
+                return f" is nested more than {METADATA_DEPTH} deep"
+            inside = [*value, *value.values()] if isinstance(value, dict) else value
+            if values + len(open_ones) + len(inside) > METADATA_VALUES:
+                return f" has more than {METADATA_VALUES} keys and values"
+            open_ones += [(one, depth + 1) for one in inside]
+        elif isinstance(value, str):
+            characters += len(value)
+            if len(value) > PROMPT_CHARACTERS:
+                return f" has a text of {len(value):,} characters; the most is {PROMPT_CHARACTERS:,}"
+            if characters > METADATA_CHARACTERS:
+                return f" has more than {METADATA_CHARACTERS:,} characters"
+    return None
+
+
 def _open(text: str, number: int) -> Image:
     """An image file of which nothing but the header has been read."""
-    from PIL import Image
-
     try:
         content = base64.b64decode(text, validate=True)
     except ValueError as error:
         raise Refused(422, "bad_image", f"items[{number}].image is not base64 ({error}).") from error
     try:
-        with warnings.catch_warnings():
-            # Our own limit is lower than that of the warning, and it is checked next.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            return Image.open(io.BytesIO(content), formats=FORMATS)
-    except Exception as error:  # whatever a broken file makes of the reader
-        raise Refused(422, "bad_image", f"items[{number}].image is no PNG, JPEG or WebP file.") from error
+        return pictures.open_header(content)
+    except pictures.NoPicture as error:
+        raise Refused(422, "bad_image", f"items[{number}].image is no PNG, JPEG or WebP file ({error}).") from error
 
 
-def _decode(file: Image, number: int) -> Image:
+def _decode(file: Image, number: int) -> pictures.Seen:
     try:
-        with file:
-            return file.convert("RGB")
-    except Exception as error:  # as above
-        raise Refused(422, "bad_image", f"items[{number}].image is a broken or truncated file.") from error
+        return pictures.decode(file)
+    except pictures.NoPicture as error:
+        raise Refused(422, "bad_image", f"items[{number}].image is a broken or truncated file ({error}).") from error
 
 
 # --- Replies --------------------------------------------------------------------------------------------------
 
 
-def write_scores(critic: str, scores: Sequence[Score]) -> bytes:
-    """The reply to a request."""
+def write_scores(critic: str, scores: Sequence[Score], seen: Sequence[pictures.Seen]) -> bytes:
+    """The reply to a request. What was done to a picture before it was scored stands beside its score."""
     said = [
         {
             "value": score.value,
@@ -161,8 +192,9 @@ def write_scores(critic: str, scores: Sequence[Score]) -> bytes:
                 for check in score.checks
             ],
             **({"outage": True} if score.outage else {}),
+            **({"notes": list(one.notes)} if one.notes else {}),
         }
-        for score in scores
+        for score, one in zip(scores, seen, strict=True)
     ]
     return _to_bytes({"critic": critic, "scores": said})
 
@@ -335,8 +367,15 @@ def schema(info: Info, wants_token: bool) -> dict[str, Any]:
                     ["prompt", "image"],
                     prompt=of("string", minLength=1, maxLength=PROMPT_CHARACTERS),
                     image=of("string", contentEncoding="base64", description="A PNG, JPEG or WebP file; no address."),
-                    category=of("string", default=""),
-                    metadata=of("object", default={}, description="What a benchmark's own critic needs."),
+                    category=of("string", default="", maxLength=CATEGORY_CHARACTERS),
+                    metadata=of(
+                        "object",
+                        default={},
+                        description=f"What a benchmark's own critic needs: at most {METADATA_VALUES} keys and values, "
+                        f"{METADATA_DEPTH} deep, texts of {PROMPT_CHARACTERS:,} and together {METADATA_CHARACTERS:,} "
+                        "characters.",
+                        properties={"checks": of("array", items=of("string"), maxItems=CHECKS)},
+                    ),
                 ),
                 "Scores": record(
                     ["critic", "scores"], critic=of("string"), scores=of("array", items=named("Score"))
@@ -347,6 +386,9 @@ def schema(info: Info, wants_token: bool) -> dict[str, Any]:
                     reason=of("string", description="Why it abstains, or what it said."),
                     checks=of("array", items=named("Check")),
                     outage=of("boolean", default=False, description="It abstains only for now: it could not be asked."),
+                    notes=of(
+                        "array", items=of("string"), description="What was done to the picture before it was scored."
+                    ),
                 ),
                 "Check": record(
                     ["text", "passed", "boxes"],
