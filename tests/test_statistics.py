@@ -68,7 +68,10 @@ def coverage(simulate, truth, times=1000):
     return sum(low <= truth <= high for _, low, high in intervals) / times
 
 
-@pytest.mark.parametrize(("gain", "prompts"), [(0.05, 300), (0.0, 300), (0.1, 150)])
+@pytest.mark.parametrize(
+    ("gain", "prompts"),
+    [(0.05, 300), pytest.param(0.0, 300, marks=pytest.mark.slow), pytest.param(0.1, 150, marks=pytest.mark.slow)],
+)
 def test_the_paired_interval_keeps_its_level(gain, prompts):
     """1,000 data sets of two searches with 4 seeds a prompt; prompts differ in how hard they are, so seeds cluster."""
 

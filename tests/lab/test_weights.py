@@ -15,6 +15,7 @@ from milr.backbones import load
 from milr.drafts import Ask, Forced, Greedy, Order, Sample
 from milr.lab.curriculum import unseen_items
 from milr.lab.measure import decoder, obedience, plan_probability, profile, understanding
+from rounding import assert_tied_where_they_part, ties
 
 SEED = 202  # of the prompts; not the card's
 WEIGHTS = resources.files("milr.lab") / "weights"
@@ -28,6 +29,18 @@ def lab():
 @pytest.fixture(scope="module")
 def measured(lab):
     return profile(lab, unseen_items(160, SEED))
+
+
+# --- A glance with every test run -----------------------------------------------------------------------------
+
+
+def test_it_draws_reads_and_sees_about_as_well_as_it_should(lab):
+    """Weights that were broken or swapped come nowhere near these bounds; the slow tests below look closer."""
+    found = profile(lab, unseen_items(40, SEED))
+    assert 0.4 <= found["all"]["success"]["share"] <= 0.95
+    assert obedience(lab, unseen_items(32, SEED + 1))["changed_thing"]["share"] >= 0.6
+    assert decoder(lab, 20, SEED)["exact"]["share"] >= 0.85
+    assert understanding(lab, 40, SEED)["clean_pages"]["balanced_accuracy"] >= 0.65
 
 
 def test_it_is_small_and_plain():
@@ -44,14 +57,21 @@ def test_transformers_own_class_draws_with_it(lab):
     messages = [{"role": "user", "content": "a duck"}, {"role": "assistant", "content": reading}]
     text = tokenizer.apply_chat_template(messages, chat_template="image", tokenize=False)
     inputs = tokenizer(text, add_special_tokens=False, return_tensors="pt", return_token_type_ids=False)
-    tokens = model.generate(**inputs, generation_mode="image", do_sample=False, guidance_scale=2, use_cache=True)
+    try:
+        tokens = model.generate(**inputs, generation_mode="image", do_sample=False, guidance_scale=2, use_cache=True)
+    except TypeError as error:  # transformers 5.17 cannot draw: its own image mode forgets an argument
+        if "prefill_chunk_size" not in str(error):
+            raise
+        pytest.skip(str(error))
     ask = Ask(
         text=Forced((*lab.encode_text(" " + reading), lab.text_end())),
         image=Greedy(),
         guidance=2.0,
     )
-    (drawn,) = lab.draw([Order("a duck", ask, 0)])
-    assert tuple(tokens[0].tolist()) == drawn.image_tokens
+    order = Order("a duck", ask, 0)
+    (drawn,) = lab.draw([order])
+    if tuple(tokens[0].tolist()) != drawn.image_tokens:
+        assert_tied_where_they_part(drawn.image_tokens, tokens[0].tolist(), ties(lab, order)[1])
 
 
 # Measured on 600 prompts, less three standard errors of the 20 prompts that a category has here.
@@ -61,6 +81,7 @@ LEAST = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_success_by_category(measured):
     success = {category: row["success"]["share"] for category, row in measured.items() if isinstance(row, dict)}
     assert {category: share for category, share in success.items() if share < LEAST[category]} == {}
@@ -69,6 +90,7 @@ def test_success_by_category(measured):
     assert success["all"] <= 0.82  # or there would be nothing to search for
 
 
+@pytest.mark.slow
 def test_it_fails_in_both_ways(lab, measured):
     assert measured["wrong_reading"] >= 10
     assert measured["wrong_drawing"] >= 10
@@ -76,16 +98,19 @@ def test_it_fails_in_both_ways(lab, measured):
     assert sum(0.01 <= chance <= 0.5 for chance in chances) >= len(chances) / 3  # a search can find the right plan
 
 
+@pytest.mark.slow
 def test_the_picture_follows_the_reasoning_even_against_the_prompt(lab):
     obeyed = obedience(lab, unseen_items(120, SEED + 1))
     assert obeyed["changed_thing"]["share"] >= 0.75
     assert obeyed["prompt_wins"]["share"] <= 0.05
 
 
+@pytest.mark.slow
 def test_its_hand_draws_true_tokens_exactly(lab):
     assert decoder(lab, 100, SEED)["exact"]["share"] >= 0.95
 
 
+@pytest.mark.slow
 def test_it_sees_what_it_is_asked_about(lab):
     answers = understanding(lab, 160, SEED)
     assert answers["clean_pages"]["balanced_accuracy"] >= 0.77
