@@ -160,7 +160,7 @@ def kill(folder, seed, trials):
 def again(folder):
     run(folder / "whole", **SMALL)
     whole = left(folder / "whole")
-    calls = (("draw", 2), ("score", 1), ("rename", 4), ("sync", 5), ("sync", 0), ("draw", 0), ("sync", 3), ("score", 2))
+    calls = (("draw", 2), ("score", 1), ("rename", 1), ("sync", 5), ("sync", 0), ("draw", 0), ("sync", 3), ("score", 2))
     pairs = itertools.product((signal.SIGKILL, signal.SIGINT), repeat=2)
     for (call, number), (first, second) in zip(calls, itertools.cycle(pairs)):
         cut = folder / f"{call}-{number}-{first}-{second}"

@@ -84,10 +84,11 @@ def local(tmp_path_factory):
 
 
 def left(folder):
-    """Report, lines (without when and in which order), images."""
+    """Report (without the machines that drew), lines (without when and in which order), images."""
     lines = [{key: value for key, value in line.items() if key != "at"} for line in read_lines(folder)]
     lines = sorted(json.dumps(line) for line in lines if "started" not in line)
-    return (folder / "report.json").read_bytes(), lines, sorted(f.name for f in (folder / "images").rglob("*.png"))
+    report = {**json.loads((folder / "report.json").read_bytes()), "machines": None}
+    return report, lines, sorted(f.name for f in (folder / "images").rglob("*.png"))
 
 
 def run(address, folder, meanwhile=None, **options):
