@@ -10,14 +10,14 @@ from command import ROOT
 sys.path.insert(0, str(ROOT / "tools"))
 import quoted
 
-PAIR = {"a": "mine", "b": "base", "axis": "calls", "at": 20, "difference": 0.041, "low": 0.02, "high": 0.062,
+PAIR = {"a": "mine", "b": "rival", "axis": "calls", "at": 20, "difference": 0.041, "low": 0.02, "high": 0.062,
         "won": 9, "lost": 2, "p_mcnemar": 0.0654}  # fmt: skip
 ROW = {"n": 200, "success": 0.98, "low": 0.95, "high": 0.99, "calls": 2.25,
        "by_calls": {"4": {"success": 0.9, "low": 0.85, "high": 0.94}}}  # fmt: skip
 REPORT = {
-    "calls": [4, 20], "baseline": "base", "prompts": 100, "seeds": 2, "pairs": [PAIR],
+    "calls": [4, 20], "baseline": "rival", "prompts": 100, "seeds": 2, "pairs": [PAIR],
     "searches": {"mine": {**ROW, "to_reach_baseline": {"budget": 7, "share_of_decoded_tokens": 0.537}},
-                 "base": {**ROW, "success": 0.9}},
+                 "rival": {**ROW, "success": 0.9}},
 }  # fmt: skip
 
 
@@ -34,10 +34,11 @@ def data(tmp_path, monkeypatch):
         ("toy success mine at=4", ".900 [.850, .940]"),
         ("toy failures mine", "4"),
         ("toy percent mine of base", "20 %"),
+        ("toy failures base", "20"),
         ("toy points mine", "+4.1 [+2.0, +6.2]"),
-        ("toy points base mine", "-4.1 [-6.2, -2.0]"),
+        ("toy points rival mine", "-4.1 [-6.2, -2.0]"),
         ("toy won mine", "9"),
-        ("toy won base mine", "2"),
+        ("toy won rival mine", "2"),
         ("toy p mine", "= .065"),
         ("toy mean mine calls", "2.2"),
         ("toy reach mine tokens", "54 %"),

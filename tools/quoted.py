@@ -8,12 +8,12 @@ A page says `<!-- n REPORT WHAT ... -->TEXT<!-- /n -->`; TEXT is made anew from 
     points METHOD [BASE] [at=CALLS] [category=NAME] [critic=NAME]   +3.8 [+2.0, +5.5]
     won METHOD ..., lost METHOD ..., p METHOD ...  28, 0, < .001 (of the same pair)
     mean METHOD calls|decoded_tokens|seconds       2.2
-    reach METHOD tokens|seconds|later-calls|budget  54 % (of what the baseline spends for its success; its budget)
+    reach METHOD tokens|seconds|later-calls|budget  54 % (of the baseline's, for its success)
     percent METHOD of METHOD                       35 % (of the failures)
     configurations [PREFIX]                        8 (methods in the report whose name begins so)
     prompts, seeds, budget                         600, 2, 20
 
-A method with spaces stands in quotes. Any other interval in prose, `x [low, high]`, must be one that the data hold:
+A method with spaces stands in quotes; `base` is the report's baseline. Any other interval in prose, `x [low, high]`, must be one that the data hold:
 `unknown_intervals` lists those that are not.
 """
 
@@ -43,6 +43,7 @@ def value(asked: str) -> str:
     report = json.loads((DATA / f"{name}.json").read_text())
     options = dict(word.split("=", 1) for word in rest if re.match(r"(at|category|critic)=", word))
     words = [word for word in rest if not re.match(r"(at|category|critic)=", word)]
+    words = [report["baseline"] if word == "base" else word for word in words]
     return _WAYS[what](report, words, options)
 
 
@@ -88,7 +89,8 @@ def _failures(report: Any, method: str) -> int:
 
 
 def _p(report: Any, words: list[str], options: Mapping[str, str]) -> str:
-    p = float(_pair(report, words, options)["p_mcnemar"])
+    pair = _pair(report, words, options)
+    p = float(pair["p"] if "p" in pair else pair["p_mcnemar"])  # as reports of before called it
     return "< .001" if p < 0.001 else f"= {p:.3f}".replace("0.", ".", 1)
 
 

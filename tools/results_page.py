@@ -25,6 +25,10 @@ from milr.reports.calibrate import to_markdown as calibration_table
 from milr.reports.report import to_markdown
 from milr.statistics import paired_means, sign_test
 
+sys.path.insert(0, str(Path(__file__).parent))  # also where this file is loaded by its path
+from quoted import filled as filled_prose
+from quoted import unknown_intervals
+
 ROOT = Path(__file__).parents[1]
 PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md")
 DATA = ROOT / "docs" / "data"
@@ -207,7 +211,7 @@ def filled(page: Path) -> str:
             text = "\n\n".join(paragraphs[start : start + 2])
         return f"<!-- table {block[1]}{part} -->\n{text}\n<!-- end -->"
 
-    return BLOCK.sub(fill, page.read_text())
+    return filled_prose(BLOCK.sub(fill, page.read_text()))
 
 
 def main() -> None:
@@ -222,7 +226,10 @@ def main() -> None:
         if not options.check:
             page.write_text(filled(page))
         print(f"{'out of date' if options.check else 'written'}: {page.relative_to(ROOT)}")
-    if options.check and late:
+    wrong = {page: found for page in PAGES if (found := unknown_intervals(page.read_text()))}
+    for page, found in wrong.items():
+        print(f"{page.relative_to(ROOT)} quotes what no data say: {', '.join(found)}")
+    if wrong or (options.check and late):
         sys.exit(1)
 
 

@@ -52,7 +52,7 @@ from milr.runs.bench import (
     search_jobs,
     searches_at_once,
 )
-from milr.runs.journal import Outcome
+from milr.runs.journal import Outcome, put_in_order
 from milr.runs.methods import Method
 from milr.runs.shared import (
     ANSWERED,
@@ -276,12 +276,12 @@ class Cluster:
 
     def run(self, method: Method, terms: Terms, jobs: Iterator[Job], keeper: Keeper) -> None:
         """See `Executor`."""
-        self._waiting = deque(jobs)
+        self._waiting.clear()
         try:
-            while self._waiting or any(slot.held for slot in self.slots):
+            while len(keeper.finished) < keeper.searches:
                 for slot in self.slots:
                     if slot.stage == "ready" and slot.answer is None:
-                        self._send_on(slot, (method, terms))
+                        self._send_on(slot, (method, terms), jobs, keeper)
                 self._hear(keeper)
         except UserError:
             self._hear_the_rest(keeper)
@@ -348,8 +348,9 @@ class Cluster:
             slot.losses = 0
             keeper.add_draft(task, seed_index, draft)
             job = slot.held[task, seed_index]
-            # A draft drawn anew takes the place of those on record from its number on.
-            slot.held[task, seed_index] = replace(job, recorded=(*job.recorded[: draft.number], draft))
+            recorded = list(job.recorded)
+            put_in_order(recorded, draft.number, draft, _is_there(draft, recorded))
+            slot.held[task, seed_index] = replace(job, recorded=tuple(recorded))
         if said.drafts:
             keeper.sync()
         if said.outcome is not None:
@@ -384,7 +385,7 @@ class Cluster:
 
     # What the head says
 
-    def _send_on(self, slot: _Slot, work: tuple[Method, Terms]) -> None:
+    def _send_on(self, slot: _Slot, work: tuple[Method, Terms], jobs: Iterator[Job], keeper: Keeper) -> None:
         """Tell a worker that waits what to do next, if there is anything."""
         if slot.begun != work:
             slot.begun, slot.room = work, 0
@@ -392,11 +393,18 @@ class Cluster:
             return
         # No more than its share, so that the last jobs do not all lie with one while others have none.
         there = sum(other.stage != "given up" for other in self.slots)
-        most = min(slot.room, -(-len(self._waiting) // there))
-        given = [self._waiting.popleft() for _ in range(most)]
+        to_do = keeper.searches - len(keeper.finished) - sum(len(other.held) for other in self.slots)
+        given = list(itertools.islice(self._next_jobs(jobs), min(slot.room, -(-to_do // there))))
         if given or slot.held:
             slot.held |= {(job.task.id, job.seed_index): job for job in given}
             slot.answer = slot.actor.go_on.remote(given)
+
+    def _next_jobs(self, jobs: Iterator[Job]) -> Iterator[Job]:
+        """Those of lost workers, then new ones. One by one: a job may hold the pictures of its drafts on record."""
+        while self._waiting:
+            yield self._waiting.popleft()
+        for job in jobs:  # noqa: UP028 - 'yield from' would close `jobs` with this generator
+            yield job
 
     def _hire(self, slot: _Slot) -> None:
         worker = self.ray.remote(Worker).options(**self.each)
@@ -427,6 +435,14 @@ class Cluster:
     def _place_for(self, client: str) -> Place:
         """Where an actor works: the folder is not there on other machines, the till stands for it."""
         return replace(self.place, folder=None, till=self.till and RemoteTill(self.till, client))
+
+
+def _is_there(draft: Draft, recorded: Sequence[Draft]) -> bool:
+    """Whether this very picture is on record under its number (then it was judged again, not drawn again)."""
+    if draft.number >= len(recorded):
+        return False
+    drawn, before = draft.drawn, recorded[draft.number].drawn
+    return (drawn.text_tokens, drawn.image_tokens) == (before.text_tokens, before.image_tokens)
 
 
 def _check(known: Mapping[str, str], other: Mapping[str, str]) -> None:

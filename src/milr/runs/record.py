@@ -220,7 +220,6 @@ def _score(score: Score) -> dict[str, Any]:
             }
             for check in score.checks
         ],
-        **({"outage": True} if score.outage else {}),
     }
 
 
