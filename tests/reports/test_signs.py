@@ -60,9 +60,9 @@ def run(reward, held_out, seed, prompts=24, budget=8):
     ("reward", "held_out", "rings"), [(Brightness(), Truth(), True), (Truth(), Brightness(), False)]
 )
 def test_the_alarm_rings_for_rigged_runs_and_not_for_honest_ones(reward, held_out, rings):
-    """100 runs each. Rigged: the reward is brightness. Honest: it is the truth, and brightness goes as it likes."""
-    rung = sum(run(reward, held_out, seed).raised for seed in range(100))
-    assert rung >= 95 if rings else rung <= 5
+    """25 runs each. Rigged: the reward is brightness. Honest: it is the truth, and brightness goes as it likes."""
+    rung = sum(run(reward, held_out, seed).raised for seed in range(25))
+    assert rung >= 24 if rings else rung <= 1
 
 
 def outcome(*rewards, returned=None, first=None, held_out=None, failed=()):
