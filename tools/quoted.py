@@ -13,7 +13,8 @@ A page says `<!-- n REPORT WHAT ... -->TEXT<!-- /n -->`; TEXT is made anew from 
     configurations [PREFIX]                        8 (methods in the report whose name begins so)
     prompts, seeds, budget                         600, 2, 20
 
-    reach METHOD tokens|seconds|later-calls|budget  54 % (of the baseline's, for its success)
+A method with spaces stands in quotes; `base` is the report's baseline. Any other interval in prose, `x [low, high]`,
+must be one that the data hold:
 `unknown_intervals` lists those that are not.
 """
 
