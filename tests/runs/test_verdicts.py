@@ -73,6 +73,19 @@ def test_only_what_is_missing_is_judged(tmp_path, monkeypatch):
     assert (once.seen, new.seen) == (2, 11)
 
 
+def test_a_critic_whose_rubric_or_weights_are_others_judges_again(tmp_path):
+    """K7: its name is the same, and the verdicts on record are not its own."""
+    found = pictures(tmp_path, 3)
+    seen = []
+    for content in ("one rubric", "one rubric", "another"):
+        critic = Counting("judge:mine.md")
+        critic.content = content
+        with Verdicts(tmp_path / "run", HEAD) as record:
+            score(found, [critic], record=record)
+        seen.append(critic.seen)
+    assert seen == [3, 0, 3]
+
+
 def test_abstentions_are_asked_again(tmp_path):
     found = pictures(tmp_path, 3)
     with Verdicts(tmp_path / "run", HEAD) as record:

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from toy import CountingCritic, Toy, match, noise, tasks
 
-from milr.drafts import Ask, Draft, Order, Sample, Score, Task, UserError
+from milr.drafts import Ask, Check, Draft, Order, Sample, Score, Task, UserError
 from milr.searches.base import Problem, Search
 from milr.searches.best_of_n import BestOfN, best_of_n
 from milr.searches.driver import (
@@ -263,6 +263,28 @@ def test_no_search_sees_what_only_critics_may_know() -> None:
     (trajectory,) = drive(Toy(), CountingCritic(noise), [task], peeping, None)
     assert seen == [Task("a fox", id="7", category="riddle")]
     assert trajectory.task == task
+
+
+def test_a_search_is_told_values_and_places_and_not_the_words_of_the_critic() -> None:
+    """Red before: 'one cow (found 0)' is the answer to a riddle, and every search was sent it."""
+    seen: list[Score] = []
+    said = Score(0.5, (Check("one cow (found 0)", False, ((0, 0, 1, 1),)), Check("a green frame", True)), "no cow")
+
+    class Tells:
+        name = "tells"
+
+        def score(self, images: Sequence[Image.Image], tasks: Sequence[Task]) -> list[Score]:
+            return [said for _ in images]
+
+    def listens(problem: Problem, settings: None) -> Search:
+        for _ in range(2):
+            draft = yield Ask()
+            seen.append(draft.score)
+        return None
+
+    (trajectory,) = drive(Toy(), Tells(), tasks(), listens, None, budget=2)
+    assert [draft.score for draft in trajectory.drafts] == [said, said]
+    assert seen == [Score(0.5, (Check("", False, ((0, 0, 1, 1),)), Check("", True)))] * 2
 
 
 def test_held_out_critics_score_the_chosen_and_the_first_image_and_cost_nothing() -> None:

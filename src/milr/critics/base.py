@@ -94,6 +94,11 @@ def believed(chance: float, held: float, least: float) -> tuple[float | None, st
 NOWHERE = Place()  # no folder, no limit
 
 
+def content_of(critic: Critic) -> str:
+    """What decides this critic's verdicts beside its name, as `naming.content_of` says it; '' for one made by hand."""
+    return str(getattr(critic, "content", ""))
+
+
 def judge(critic: Critic, images: Sequence[Image], tasks: Sequence[Task]) -> list[Score]:
     """Scores of a critic that may fail: whatever is not a number in [0, 1] becomes an abstention with its
     reason.

@@ -19,7 +19,7 @@ import numpy as np
 from scipy import stats
 
 from milr.backbones.base import Backbone
-from milr.critics.base import Critic, judge
+from milr.critics.base import Critic, content_of, judge
 from milr.drafts import Ask, Order, Sample, Task, reaches
 from milr.reports.report import INKS
 from milr.searches.driver import draft_stream
@@ -61,7 +61,7 @@ def calibrate(
     known = _on_record(record)
     for start in range(0, len(jobs), BATCH):
         some = jobs[start : start + BATCH]
-        lines = {critic.name: known.get((start, critic.name)) for critic in everyone}
+        lines = {critic.name: known.get((start, critic.name, content_of(critic))) for critic in everyone}
         if any(line is None or len(line["values"]) != len(some) or None in line["values"] for line in lines.values()):
             # Drawn in the same batches as at first, so that what was judged before is what is judged now.
             images = [drawn.image for drawn in backbone.draw([_order(seed, task, index) for _, task, index in some])]
@@ -114,10 +114,10 @@ def asked(backbone: str, oracle: str, tasks: Sequence[Task], each: int, seed: in
     }  # fmt: skip
 
 
-def _on_record(record: Verdicts | None) -> dict[tuple[int, str], Mapping[str, Any]]:
-    """The last line of each batch and critic."""
+def _on_record(record: Verdicts | None) -> dict[tuple[int, str, str], Mapping[str, Any]]:
+    """The last line of each batch and critic, with what the critic's name leaves out."""
     lines = () if record is None else record.lines
-    return {(line["batch"], line["critic"]): line for line in lines if line.keys() >= KEPT}
+    return {(line["batch"], line["critic"], line.get("content", "")): line for line in lines if line.keys() >= KEPT}
 
 
 def _order(seed: int, task: Task, index: int) -> Order:
@@ -146,8 +146,10 @@ def _judged(
     seconds += time.perf_counter() - began
     for index, score in zip(missing, scores, strict=True):
         values[index], reasons[index] = score.value, score.reason
-    kept = {"batch": start, "critic": critic.name, "pictures": names, "values": values, "reasons": reasons,
-            "seconds": seconds}  # fmt: skip
+    kept = {
+        "batch": start, "critic": critic.name, "content": content_of(critic), "pictures": names, "values": values,
+        "reasons": reasons, "seconds": seconds,
+    }  # fmt: skip
     if record is not None:
         record.add(kept)
     return kept

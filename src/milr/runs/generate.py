@@ -18,6 +18,7 @@ from milr import registry
 from milr.critics import naming
 from milr.critics.base import NOWHERE, Place
 from milr.drafts import Draft, Score, Task, Trajectory, UserError
+from milr.reading import objection
 from milr.runs.output import Folder, claim
 from milr.runs.record import to_record
 
@@ -234,10 +235,8 @@ def check_prompt(prompt: str) -> str:
         raise UserError(
             f"The prompt has {len(prompt):,} characters; at most {MAX_PROMPT_CHARACTERS:,} are read, so shorten it."
         )
-    try:
-        prompt.encode()
-    except UnicodeEncodeError as error:
-        raise UserError("The prompt is not valid UTF-8 text; check the encoding of your terminal or file.") from error
+    if (why := objection(prompt)) is not None:
+        raise UserError(f"The prompt is no text that can be drawn: {why}; check the encoding of your terminal or file.")
     return prompt
 
 

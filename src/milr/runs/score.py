@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from milr.critics.base import judge
+from milr.critics.base import content_of, judge
 from milr.drafts import Score, Task, UserError, reaches
 from milr.paths import safe_name
 from milr.pictures import ENDINGS, Seen, read_file, see
@@ -258,16 +258,16 @@ def score(
     }
 
 
-Key = tuple[str, str, str]  # critic, picture, task
+Key = tuple[str, str, str, str]  # critic, what its name leaves out, picture, task
 KEPT = {"critic", "picture", "task_digest", "value", "reason", "failed", "notes"}  # of a verdict
 
 
 def _key(critic: Critic, picture: Picture, name: str) -> Key:
-    return critic.name, name, _digest(picture.task)
+    return critic.name, content_of(critic), name, _digest(picture.task)
 
 
 def _key_of(line: Mapping[str, Any]) -> Key:
-    return line["critic"], line["picture"], line["task_digest"]
+    return line["critic"], line.get("content", ""), line["picture"], line["task_digest"]
 
 
 def _digest(task: Task) -> str:
@@ -283,8 +283,8 @@ def _is_missing(known: Mapping[Key, Mapping[str, Any]], critic: Critic, picture:
 def _line(critic: Critic, picture: Picture, name: str, seen: Seen, said: Score) -> dict[str, Any]:
     """What is kept of a verdict."""
     return {
-        "critic": critic.name, "picture": name, "task_digest": _digest(picture.task), "task": picture.task.id,
-        "file": str(picture.file), "value": said.value, "reason": said.reason,
+        "critic": critic.name, "content": content_of(critic), "picture": name, "task_digest": _digest(picture.task),
+        "task": picture.task.id, "file": str(picture.file), "value": said.value, "reason": said.reason,
         "failed": [check.text for check in said.checks if not check.passed], "notes": list(seen.notes),
     }  # fmt: skip
 

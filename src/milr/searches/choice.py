@@ -18,7 +18,7 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 
-from milr.drafts import Draft
+from milr.drafts import Draft, reaches
 
 SUREST = 1e-6  # a reward is taken for a chance of at most one minus this, and at least this
 
@@ -36,7 +36,7 @@ def most_credible(
     `priors`: of each draft's plan, in (0, 1]; 1 for all where none are given. Returns None, for the draft of highest
     reward as usual, where one reaches the threshold, where the critic gives checks, and where no draft has a reward.
     """
-    solved = any(draft.reward is not None and draft.reward >= threshold for draft in drafts)
+    solved = any(reaches(draft.reward, threshold) for draft in drafts)
     if solved or any(draft.score.checks for draft in drafts):
         return None
     rewards: defaultdict[tuple[int, ...], list[float]] = defaultdict(list)

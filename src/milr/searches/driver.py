@@ -21,7 +21,7 @@ import numpy as np
 
 from milr.backbones.base import Backbone
 from milr.critics.base import Critic, judge
-from milr.drafts import Draft, Drawn, Forced, Order, Score, Task, Trajectory, UserError
+from milr.drafts import Draft, Drawn, Forced, Order, Score, Task, Trajectory, UserError, reaches
 from milr.searches.base import Problem, Search, whole_text
 
 Settings = TypeVar("Settings")
@@ -425,11 +425,12 @@ class Lane:
         choice: int | None = None
         exhausted = False
         try:
-            self.ask = self.asks.send(draft)  # the very last draft too: the search may have a choice to make
+            # The very last draft too: the search may have a choice to make.
+            self.ask = self.asks.send(replace(draft, score=without_words(draft.score)))
         except StopIteration as stop:
             exhausted, choice = True, stop.value
         draft = self.drafts[-1] = draft.without_latents()
-        if draft.reward is not None and draft.reward >= self.threshold:
+        if reaches(draft.reward, self.threshold):
             self.stopped = "threshold"
         elif _abstentions(self.drafts) >= ABSTENTIONS_IN_A_ROW:
             self.stopped = "abstained"
@@ -474,6 +475,12 @@ class Lane:
         after = len(self.recorded) - 1
         self.notes.append(f"{why}; it and the {after} drafts after it on record were drawn afresh.")
         self.recorded.clear()
+
+
+def without_words(score: Score) -> Score:
+    """What a search may know of a score: values, places, what passed. The critic's words are for the record: 'one cow
+    (found 0)' is the answer to a riddle."""
+    return replace(score, checks=tuple(replace(check, text="") for check in score.checks), reason="")
 
 
 def _abstentions(drafts: Sequence[Draft]) -> int:

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from milr.backbones.decoding import choose
-from milr.drafts import Ask, Choice, Draft, Drawn, Forced, Greedy, Latents, Sample
+from milr.drafts import Ask, Choice, Draft, Drawn, Forced, Greedy, Latents, Sample, reaches
 from milr.searches.base import LooksAtBudget, Problem, Search, whole_text
 from milr.settings import check, setting
 
@@ -258,7 +258,7 @@ def _is_solved(draft: Draft, problem: Problem, settings: Milr) -> bool:
     if draft.reward is None:
         return False
     is_above = settings.stop_above is not None and draft.reward > settings.stop_above
-    return is_above or draft.reward >= problem.threshold
+    return is_above or reaches(draft.reward, problem.threshold)
 
 
 def _until(tokens: tuple[int, ...], end: int) -> tuple[int, ...]:
