@@ -80,7 +80,7 @@ CASES = (
     Case("scene", alone=True),
     Case("scene-lite", alone=True, prompts=HARD),
     Case("scene-blind", alone=True, prompts=HARD),
-    Case("scene-right", alone=True, prompts=HARD),
+    Case("scene-right", alone=True),
     Case("scene-noisy", alone=True),
     Case("noise", alone=True),
     Case("self", asks_backbone=True),

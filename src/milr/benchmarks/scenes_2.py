@@ -21,6 +21,7 @@ VERSION = 1
 CATEGORIES = REPORTED
 FIXED = True
 REWARD = "scene"
+NUMBER = "success"
 FILE = Path(__file__).parent / "data" / "scenes" / "prompts-2.jsonl"
 
 
