@@ -1,6 +1,7 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from milr import registry
@@ -9,6 +10,7 @@ from milr.drafts import Score, Task, UserError
 from milr.reports.reading import write_report
 from milr.reports.report import CALLS, to_markdown
 from milr.runs.bench import Local, Terms, bench
+from milr.runs.journal import read_image
 from milr.runs.methods import METHODS, Method, choose_methods
 from runs_toy import install_redness
 from toy_milr.backbone import ToyBackbone
@@ -142,16 +144,20 @@ def test_out_of_memory_halves_the_batch_and_changes_no_result(tmp_path, monkeypa
     bench(lab, scenes(6), tmp_path / "little", terms, methods=methods)
     assert max(sizes) == 6
     assert lab.max_batch <= 3
-    enough, little = (
-        {
-            key: (end.outcome.rewards, end.outcome.tokens, end.outcome.returned, end.returned_image)
-            for key, end in read_run(tmp_path / name).ends.items()
-        }
-        for name in ("enough", "little")
-    )
+    enough, little = (read_run(tmp_path / name).ends for name in ("enough", "little"))
     assert enough.keys() == little.keys()
+
+    def is_same(one, other):
+        """But for the last bit of a pixel: pictures are decoded in batches of another size, too."""
+        a, b = (
+            np.asarray(read_image(tmp_path / name, end.returned_image), dtype=int)
+            for name, end in (("enough", one), ("little", other))
+        )
+        ends = [(end.outcome.rewards, end.outcome.tokens, end.outcome.returned) for end in (one, other)]
+        return ends[0] == ends[1] and np.abs(a - b).max() <= 1
+
     # On some machine one token may be tied (rounding.py) and end one search otherwise; a wrong batch changes many.
-    assert len([key for key in enough if enough[key] != little[key]]) <= 1
+    assert len([key for key in enough if not is_same(enough[key], little[key])]) <= 1
 
 
 def test_auto_batch_is_what_the_model_draws_at_once(redness):
@@ -283,16 +289,15 @@ class Judge:
     """Likes every picture half; while it is down, it cannot be asked about prompts of odd number."""
 
     is_down = False
+    marks = True  # an outage as one; older versions of milr did not
 
     def __init__(self, name):
         self.name, self.calls = name, 0
 
     def score(self, images, tasks):
         self.calls += len(images)
-        return [
-            Score(None, reason="no connection", outage=True) if self.is_down and int(task.id[-1]) % 2 else Score(0.5)
-            for task in tasks
-        ]
+        outage = Score(None, reason="no connection", outage=self.marks)
+        return [outage if self.is_down and int(task.id[-1]) % 2 else Score(0.5) for task in tasks]
 
 
 @pytest.fixture
@@ -398,7 +403,7 @@ def test_searches_of_an_older_milr_that_no_critic_judged_are_taken_up_again(judg
     terms = {"n": 4, "budget": 12, "methods": TWO[:1], "held_out": ("noise",)}
     whole = run(tmp_path / "whole", **terms)
     for judge in judges.values():
-        judge.is_down = True
+        judge.is_down, judge.marks = True, False
     run(tmp_path / "run", **terms)
     forget(tmp_path / "run")
     for judge in judges.values():

@@ -127,7 +127,7 @@ def test_rounding_is_no_failure_and_the_benchmarks_own_score_is_the_one_it_is_ma
 
     paint(tmp_path / "00000" / "samples" / "0000.png", "red")
     (tmp_path / "00000" / "metadata.jsonl").write_text(json.dumps(geneval.tasks()[0].metadata) + "\n")
-    found = score(find_pictures(tmp_path, "geneval", geneval.tasks()), [Almost()], lambda means: 0.5)
+    found = score(find_pictures(tmp_path, "geneval", geneval.tasks()[:1]), [Almost()], lambda means: 0.5)
     assert found["critics"]["almost"]["success"] == 1
     own = "| the benchmark's own | | {} | {} |"
     assert own.format("0.500", "0.500") in to_markdown(found)

@@ -85,7 +85,7 @@ def make(critic: str | Named, backbone: Backbone | None, place: Place = NOWHERE)
     made: Critic = module.make(backbone) if settings is None else module.make(backbone, settings)
     if named.settings:  # then the part's own name does not say which critic this is
         made.name = named.text
-    setattr(made, "content", content_of(named))  # noqa: B010 - not every critic has one, see `milr.critics.base.content_of`
+    setattr(made, "content", content_of(named.text))  # noqa: B010 - not every critic has one, see `milr.critics.base.content_of`
     settle = getattr(made, "settle", None)
     if settle is not None:
         settle(place)
