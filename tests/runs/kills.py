@@ -28,7 +28,7 @@ from milr.drafts import UserError
 from milr.reports.reading import write_report
 from milr.runs.bench import Terms, bench
 from milr.runs.methods import METHODS
-from runs_toy import install_redness
+from runs_toy import install_redness, without_machines
 from toy_milr.backbone import ToyBackbone
 from toy_milr.benchmark import tasks
 from toy_milr.critic import Redness
@@ -116,13 +116,13 @@ def child(folder, room=None, last=None, stop=None, **size):
 
 
 def left(folder):
-    """What a run leaves, without when it was: the report, the lines in order of their search, the images."""
+    """What a run leaves, but when and on what it was: the report, the lines in order of their search, the images."""
     lines = [json.loads(line) for line in (folder / "journal.jsonl").read_bytes().splitlines()]
     lines = [line for line in lines if "started" not in line]
     for line in lines:
         del line["at"]
     images = sorted(file.name for file in (folder / "images").rglob("*.png"))
-    return (folder / "report.json").read_bytes(), sorted(json.dumps(line) for line in lines), images
+    return without_machines(folder), sorted(json.dumps(line) for line in lines), images
 
 
 def kill(folder, seed, trials):

@@ -23,6 +23,7 @@ from milr.runs.cluster import Cluster
 from milr.runs.journal import read_lines
 from milr.runs.methods import METHODS
 from milr.runs.shared import RemoteCritic
+from runs_toy import without_machines
 from toy_milr.backbone import ToyBackbone, paint
 from toy_milr.benchmark import tasks
 
@@ -87,8 +88,7 @@ def left(folder):
     """Report (without the machines that drew), lines (without when and in which order), images."""
     lines = [{key: value for key, value in line.items() if key != "at"} for line in read_lines(folder)]
     lines = sorted(json.dumps(line) for line in lines if "started" not in line)
-    report = {**json.loads((folder / "report.json").read_bytes()), "machines": None}
-    return report, lines, sorted(f.name for f in (folder / "images").rglob("*.png"))
+    return without_machines(folder), lines, sorted(f.name for f in (folder / "images").rglob("*.png"))
 
 
 def run(address, folder, meanwhile=None, **options):
