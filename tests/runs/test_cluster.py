@@ -85,9 +85,15 @@ def local(tmp_path_factory):
 
 
 def left(folder):
-    """Report (without the machines that drew), lines (without when and in which order), images."""
-    lines = [{key: value for key, value in line.items() if key != "at"} for line in read_lines(folder)]
-    lines = sorted(json.dumps(line) for line in lines if "started" not in line)
+    """Report (without the machines that drew), lines (without when and in which order; of a picture that was judged
+    later the last one), images."""
+    kept = {}
+    for number, line in enumerate(read_lines(folder)):
+        if "started" not in line:
+            draft = line.get("draft")
+            search = number if draft is None else (line["method"], line["task"], line["seed_index"], draft["number"])
+            kept[search] = {key: value for key, value in line.items() if key != "at"}
+    lines = sorted(json.dumps(line) for line in kept.values())
     return without_machines(folder), lines, sorted(f.name for f in (folder / "images").rglob("*.png"))
 
 
