@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from command import ROOT
-from milr.reports.report import curves, make_report, pair_of, to_markdown, upgraded
+from milr.reports.report import curves, leading, make_report, pair_of, to_markdown, upgraded
 from milr.runs.journal import Outcome
 from milr.runs.methods import BASELINE, Method
 from toy_milr.benchmark import tasks
@@ -264,3 +264,11 @@ def test_a_report_of_the_format_before_reads_as_it_was():
     ]
     assert "*: not what a user of milr:text-then-image" in to_markdown(old)
     assert curves(old).startswith("<svg")
+
+
+def test_the_answer_names_who_cannot_be_told_from_the_best():
+    """Red before: the page said that repair comes out highest, and not that another is level with it."""
+    report = json.loads((ROOT / "docs" / "data" / "main-2.json").read_text())
+    first, second, *_ = leading(report)
+    assert first.startswith("repair comes out highest at 20 calls")
+    assert second == "It cannot be told apart from best-of-n:distinct,text_ratio=0.6 (+1.3 points [-0.2, +2.9])."

@@ -606,6 +606,8 @@ def leading(report: Mapping[str, Any]) -> list[str]:
     if len(level) == len(ranked) > 2:
         who = f"All {len(level)} come out alike"
     said = [f"{who} at {report['budget']} calls, as {judge} judges: {what}."]
+    if alike := _not_told_apart(report, best):
+        said.append(f"It cannot be told apart from {' or '.join(alike)}.")
     said += [f"{note[0].upper()}{note[1:]}." for note in report["notes"] if not note.startswith("*")]
     if baseline is None or len(rows) < 2:
         return said
@@ -629,6 +631,22 @@ def leading(report: Mapping[str, Any]) -> list[str]:
             "seconds."
         )
     return said
+
+
+def _not_told_apart(report: Mapping[str, Any], best: str) -> list[str]:
+    """The methods but the baseline (of which the answer speaks anyway) that no verdict tells from the best one, each
+    with the difference and its interval."""
+    found = []
+    judge = report["judge"] if report["held_out"] else None
+    for pair in report["pairs"]:
+        whole = pair["axis"] == "calls" and pair["at"] == report["budget"] and "category" not in pair
+        if not whole or pair.get("critic") != judge or best not in (pair["a"], pair["b"]) or pair["difference"] is None:
+            continue
+        other, sign = (pair["b"], 1) if pair["a"] == best else (pair["a"], -1)
+        if other != report["baseline"] and pair["difference"] and "cannot be told apart" in pair["verdict"]:
+            low, high = sorted(100 * sign * end for end in (pair["low"], pair["high"]))
+            found.append(f"{other} ({100 * sign * pair['difference']:+.1f} points [{low:+.1f}, {high:+.1f}])")
+    return found
 
 
 def not_a_budget(searches: Mapping[str, Mapping[str, Any]], budget: int) -> list[str]:
