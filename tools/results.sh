@@ -53,7 +53,7 @@ for part in ${*:-tuning main-2 right errs main second ablation milr diagnosis cr
   right) # the same with the paper's oracle, 0 or 1, which says nothing of what is missing
     prompts=scenes-2
     bench right "--reward scene-right --baseline $sampled_tuned" \
-      $sampled_tuned repair $distinct_tuned $repaired milr:paper
+      $sampled_tuned repair $distinct_tuned
     prompts=scenes
     ;;
   errs) # critics that err, on prompts that stand in no other report
