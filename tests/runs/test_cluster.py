@@ -97,9 +97,12 @@ def left(folder):
     return without_machines(folder), lines, sorted(f.name for f in (folder / "images").rglob("*.png"))
 
 
-def run(address, folder, meanwhile=None, **options):
-    """The run that `local` is. `meanwhile(cluster, drafts on record)` is called at each of the head's rounds."""
+def run(address, folder, meanwhile=None, together=False, **options):
+    """The run that `local` is. `meanwhile(cluster, drafts on record)` is called at each of the head's rounds; `together`:
+    it begins when all workers are ready, else a quick one may do it all."""
     with Cluster("toy", TERMS, **{"batch": 3, "address": address, **options}) as cluster:
+        while together and any(slot.stage != "ready" for slot in cluster.slots):
+            cluster._hear()
         bench(
             cluster, tasks(8, 3), folder, TERMS, methods=FEW, baseline=FEW[0].name,
             tell=lambda progress: meanwhile and meanwhile(cluster, progress),
@@ -180,7 +183,7 @@ def test_a_killed_workers_prompts_are_taken_over(address, local, tmp_path):
             killed.append(process_of(next(slot for slot in working(cluster) if slot.answer is None)))
             os.kill(killed[0], signal.SIGKILL)
 
-    run(address, tmp_path / "run", kill_one)
+    run(address, tmp_path / "run", kill_one, together=True)
     assert killed
     assert left(tmp_path / "run") == local
 
@@ -194,7 +197,7 @@ def test_a_node_that_is_gone_costs_nothing_but_time(nodes, address, local, tmp_p
             removed.append(nodes.worker_nodes.copy().pop())
             nodes.remove_node(removed[0], allow_graceful=False)
 
-    run(address, tmp_path / "run", remove)
+    run(address, tmp_path / "run", remove, together=True)
     assert removed
     assert left(tmp_path / "run") == local
 
@@ -208,7 +211,7 @@ def test_nodes_come_and_go_through_a_whole_run(nodes, address, local, tmp_path):
             nodes.remove_node(there.pop(0))
             there.append(nodes.add_node(num_cpus=1))
 
-    run(address, tmp_path / "run", replace_one, workers=3)
+    run(address, tmp_path / "run", replace_one, together=True, workers=3)
     assert len(marks) <= 1, "at least two nodes were lost"
     assert left(tmp_path / "run") == local
 
@@ -225,13 +228,12 @@ def test_no_room_for_any_worker_is_said(address, tmp_path, monkeypatch):
 def test_workers_that_die_again_and_again_stop_the_run_with_the_reason(address, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "LOSSES", 0)
 
-    def kill_both(cluster, progress):
-        if len(working(cluster)) == 2:
-            for slot in working(cluster):
-                ray.kill(slot.actor)
+    def kill_all(cluster, progress):
+        for slot in working(cluster):  # both at once, or one after the other: they need not begin together
+            ray.kill(slot.actor)
 
     with pytest.raises(UserError, match=r"Every worker was lost.*goes on from what is on record"):
-        run(address, tmp_path / "run", kill_both)
+        run(address, tmp_path / "run", kill_all, together=True)
 
 
 def test_an_error_of_a_worker_ends_the_run_with_its_sentence(address, tmp_path):

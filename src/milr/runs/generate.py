@@ -18,7 +18,6 @@ from milr import registry
 from milr.critics import naming
 from milr.critics.base import NOWHERE, Place
 from milr.drafts import Draft, Score, Task, Trajectory, UserError
-from milr.reading import objection
 from milr.runs.output import Folder, claim
 from milr.runs.record import to_record
 
@@ -235,8 +234,10 @@ def check_prompt(prompt: str) -> str:
         raise UserError(
             f"The prompt has {len(prompt):,} characters; at most {MAX_PROMPT_CHARACTERS:,} are read, so shorten it."
         )
-    if (why := objection(prompt)) is not None:
-        raise UserError(f"The prompt is no text that can be drawn: {why}; check the encoding of your terminal or file.")
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:
+        raise UserError("The prompt is not valid UTF-8 text; check the encoding of your terminal or file.") from error
     return prompt
 
 
