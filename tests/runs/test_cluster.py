@@ -98,7 +98,7 @@ def left(folder):
 
 
 def run(address, folder, meanwhile=None, together=False, **options):
-    """The run that `local` is. `meanwhile(cluster, drafts on record)` is called at each of the head's rounds; `together`:
+    """The run that `local` is. `meanwhile(cluster, progress)` is called at each of the head's rounds; `together`:
     it begins when all workers are ready, else a quick one may do it all."""
     with Cluster("toy", TERMS, **{"batch": 3, "address": address, **options}) as cluster:
         while together and any(slot.stage != "ready" for slot in cluster.slots):
