@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from milr.cli.options import Device, Dtype, Json, MaxJudgeCost, check_model, one_line, progress_console
+from milr.cli.options import Device, Dtype, Json, MaxJudgeCost, check_model, one_line, progress_console, put_aside
 from milr.drafts import UserError
 
 if TYPE_CHECKING:
@@ -140,11 +140,8 @@ def bench(
     for note in dict.fromkeys(note for one in planned for note in one.notes):
         console.print(f"{note}.", markup=False, soft_wrap=True)
     if force_new:
-        from milr.runs.journal import put_aside
-
         for one in planned:
-            if (aside := put_aside(one.folder)) is not None:
-                console.print(f"the run that was in {one.folder} is now {aside}", markup=False, highlight=False)
+            put_aside(one.folder, console)
     for one in planned:
         try:
             one.run(machine, Pace(console).hear, lambda text: console.print(text, markup=False, highlight=False))

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from milr.cli.options import Device, Dtype, Json, MaxJudgeCost, check_model, progress_console, put_aside
+from milr.cli.options import Device, Dtype, ForceNew, Json, MaxJudgeCost, check_model, progress_console, put_aside
 from milr.drafts import UserError
 
 app = typer.Typer(
@@ -38,9 +38,7 @@ def critic_calibrate(
             show_default="out/calibration-..., named by what is asked",
         ),
     ] = None,
-    force_new: Annotated[
-        bool, typer.Option("--force-new", help="Put a run that is there aside and begin anew.")
-    ] = False,
+    force_new: ForceNew = False,
     max_judge_cost: MaxJudgeCost = None,
     as_json: Json = False,
     device: Device = "auto",

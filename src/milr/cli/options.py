@@ -15,6 +15,7 @@ MaxJudgeCost = Annotated[
     float | None,
     typer.Option(min=0, help="Stop when judges over HTTP have cost so many US dollars.", show_default="no limit"),
 ]
+ForceNew = Annotated[bool, typer.Option("--force-new", help="Put a run that is there aside and begin anew.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object a line on stdout, and nothing else there.")]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
 

@@ -12,6 +12,7 @@ import typer
 from milr.cli.options import (
     Device,
     Dtype,
+    ForceNew,
     Json,
     MaxJudgeCost,
     check_model,
@@ -40,9 +41,7 @@ def score(
             show_default="out/scores-..., named by what is asked",
         ),
     ] = None,
-    force_new: Annotated[
-        bool, typer.Option("--force-new", help="Put a run that is there aside and begin anew.")
-    ] = False,
+    force_new: ForceNew = False,
     max_judge_cost: MaxJudgeCost = None,
     as_json: Json = False,
     device: Device = "auto",
