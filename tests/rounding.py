@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from milr.backbones.decoding import uniforms
+from milr.backbones.sampling import uniforms
 from milr.drafts import Ask, Choice, Drawn, Forced, Order, Sample
 
 EPS = float(np.finfo(np.float32).eps)

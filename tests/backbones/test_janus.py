@@ -25,7 +25,7 @@ from transformers import AutoTokenizer, JanusForConditionalGeneration
 from milr import backbones
 from milr.backbones import checkpoint
 from milr.backbones.checkpoint import describe_memory, memory_needed
-from milr.backbones.decoding import choose
+from milr.backbones.sampling import choose
 from milr.backbones.janus import JanusBackbone, load_janus
 from milr.backbones.random_checkpoint import janus_pro_1b, janus_pro_7b, main, make_checkpoint, tiny
 from milr.drafts import Ask, Forced, Greedy, Order, Sample, UserError

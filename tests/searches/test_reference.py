@@ -15,7 +15,7 @@ from torch.testing import assert_close
 
 import reference
 from milr import lab
-from milr.backbones.decoding import uniforms
+from milr.backbones.sampling import uniforms
 from milr.backbones.janus import JanusBackbone, load_janus
 from milr.drafts import Drawn, Latents, Score, Task
 from milr.searches.driver import draft_stream, drive, search_rng

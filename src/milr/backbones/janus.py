@@ -11,7 +11,7 @@ import re
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -23,18 +23,10 @@ from transformers.utils.logging import disable_progress_bar, enable_progress_bar
 
 from milr.backbones.base import BackboneInfo
 from milr.backbones.checkpoint import LARGEST_BATCH, find
-from milr.backbones.decoding import (
-    Cache,
-    Decoded,
-    Decoder,
-    NotFinite,
-    Plan,
-    Stage,
-    decode,
-    guide,
-    prefix_length,
-    uniforms,
-)
+from milr.backbones.board import Stage
+from milr.backbones.decoder import Cache, Decoder, planless_attention
+from milr.backbones.decoding import Decoded, Engine, NotFinite, Plan
+from milr.backbones.sampling import guide, prefix_length, uniforms
 from milr.drafts import Choice, Cost, Drawn, Forced, Greedy, Latents, Order, UserError
 from milr.hub import other_dtype
 
@@ -227,6 +219,7 @@ class JanusBackbone:
             grid=grid,
         )
         self._decoder = Decoder(model.model.language_model)
+        self._engine = Engine(self._decoder)
         self._text_vocabulary: int = config.text_config.vocab_size
         self._image_vocabulary: int = config.vq_config.num_embeddings
         self._longest: int = config.text_config.max_position_embeddings
@@ -253,6 +246,7 @@ class JanusBackbone:
                         "choose a smaller model or another --device."
                     ) from error
                 self.max_batch = len(batch) // 2
+                self._engine.forget()
                 torch.cuda.empty_cache()
                 continue
             except NotFinite as error:
@@ -344,7 +338,7 @@ class JanusBackbone:
         drawn = []
         for order, reasoning, text, picture, image in zip(orders, reasonings, texts, pictures, images, strict=True):
             asked = order.ask.text_ratio > 0 or order.ask.image_ratio > 0
-            latents = Latents(text.latents[:, 0], picture.latents.expand(-1, 2, -1).clone()) if asked else None
+            latents = Latents(text.latents[:, 0].clone(), picture.latents.expand(-1, 2, -1).clone()) if asked else None
             cost = Cost(0, text.sampled, picture.sampled, text.prefilled + picture.prefilled, seconds)
             drawn.append(
                 Drawn(
@@ -373,9 +367,9 @@ class JanusBackbone:
             keep = prefix_length(order.ask.text_ratio, limit if free else len(tokens))
             prompts = (self._text_ids(order.prompt),)
             plans.append(Plan(prompts, tokens, free, keep, _temperature(choice), uniforms(order.stream, 0, limit)))
-        stage = Stage(limit, self._decoder.embed_tokens, lambda state, _: self.text_logits(state[:, 0]), end)
         texts = []
-        for order, was_closed, text in zip(orders, closed, decode(self._decoder, stage, plans), strict=True):
+        decoded = self._engine.decode(replace(self.text_stage, length=limit), plans)
+        for order, was_closed, text in zip(orders, closed, decoded, strict=True):
             keep = prefix_length(order.ask.text_ratio, len(text.tokens))
             texts.append(replace(text, ended=text.ended or was_closed, latents=text.latents[:keep]))
         return texts
@@ -397,8 +391,20 @@ class JanusBackbone:
             keep = prefix_length(order.ask.image_ratio, count)
             numbers = uniforms(order.stream, 1, count)
             plans.append(Plan(prompts, tokens, free, keep, _temperature(choice), numbers, self._guidance(order)))
-        stage = Stage(count, self.model.prepare_embeddings_for_image_generation, self._image_logits)
-        return decode(self._decoder, stage, plans)
+        return self._engine.decode(self.image_stage, plans)
+
+    @cached_property
+    def text_stage(self) -> Stage:
+        table, head = self._decoder.embed_tokens.weight, self.model.lm_head
+        return Stage("text", self.max_text_tokens, table, head, self.prompts.end)
+
+    @cached_property
+    def image_stage(self) -> Stage:
+        """The stage of image tokens. What each of them feeds, a small network's output, is worked out once for all."""
+        with torch.inference_mode():
+            tokens = torch.arange(self._image_vocabulary, device=self.model.device)
+            parts = [self.model.prepare_embeddings_for_image_generation(part) for part in tokens.split(4096)]
+            return Stage("image", self.info.image_tokens, torch.cat(parts), self.model.model.generation_head)
 
     def _image_logits(self, latents: Tensor, guidance: float | Tensor) -> Tensor:
         head = self.model.model.generation_head

@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import save_file
@@ -30,6 +30,9 @@ from transformers import (
 )
 
 from milr.drafts import UserError
+
+if TYPE_CHECKING:
+    from milr.backbones.janus import JanusBackbone
 
 SHARD_BYTES = 1_000_000_000
 
@@ -259,7 +262,42 @@ def make_checkpoint(
     config.architectures = ["JanusForConditionalGeneration"]
     config.dtype = dtype
     config.save_pretrained(directory)
-    generation = GenerationConfig(
+    _generation(config, tokenizer, guidance, max_text_tokens).save_pretrained(directory)
+    return directory
+
+
+def random_backbone(
+    config: Any, device: str, dtype: torch.dtype, spread: float = 0.02, max_text_tokens: int = 64
+) -> JanusBackbone:
+    """A model with random weights that are made on the device itself: seconds where a checkpoint takes minutes.
+
+    What it draws depends on the kind of device, as its random numbers do.
+    """
+    from milr.backbones.janus import JanusBackbone
+
+    kept = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            model = JanusForConditionalGeneration(config)
+    finally:
+        torch.set_default_dtype(kept)
+    generator = torch.Generator(device=device).manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                parameter.zero_()
+            elif "norm" in name.rsplit(".", 2)[-2]:
+                parameter.fill_(1)
+            else:
+                parameter.normal_(0, spread, generator=generator)
+    tokenizer = make_tokenizer(config, False)
+    model.generation_config = _generation(config, tokenizer, 5.0, max_text_tokens)
+    return JanusBackbone(model, tokenizer, f"random-{config.text_config.hidden_size}", max_text_tokens)
+
+
+def _generation(config: Any, tokenizer: Any, guidance: float, max_text_tokens: int | None) -> GenerationConfig:
+    return GenerationConfig(
         bos_token_id=config.text_config.bos_token_id,
         eos_token_id=config.text_config.eos_token_id,
         pad_token_id=config.text_config.pad_token_id,
@@ -267,8 +305,6 @@ def make_checkpoint(
         max_new_tokens=max_text_tokens,
         generation_kwargs={"boi_token_id": tokenizer.convert_tokens_to_ids("<begin_of_image>")},
     )
-    generation.save_pretrained(directory)
-    return directory
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from milr.backbones.decoding import choose
+from milr.backbones.sampling import choose
 from milr.drafts import Ask, Choice, Draft, Drawn, Forced, Greedy, Latents, Sample, reaches
 from milr.searches.base import LooksAtBudget, Problem, Search, whole_text
 from milr.settings import check, setting

@@ -1,0 +1,185 @@
+"""Drafts side by side: buffers that never move, and one pass that chooses the next token of each of them.
+
+    tokens out  <-  choice  <-  head, guidance  <-  layers over the cache  <-  embedding  <-  tokens in
+
+Nothing in a pass depends on a number that only the host knows: positions, lengths, temperatures and random numbers lie
+on the device. So on a GPU the whole pass is captured once as a CUDA graph and replayed for every token, with Triton's
+kernels where they are at hand (kernels.py); everywhere else the same pass runs in torch's own calls, with all that can
+be prepared for many passes prepared at once. What to do next is decided above, in decoding.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from milr.backbones.decoder import Cache, Decoder
+from milr.backbones.sampling import choose, guide
+
+if TYPE_CHECKING:
+    from milr.backbones.kernels import Kernels
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What the tokens of a stage (text or image) mean.
+
+    `length` is the most tokens a draft can have; `table` [V, D] holds each token's input; `head` maps final hidden
+    states [N, D] to logits [N, V] in the model's dtype; `end` is the token that ends a draft early.
+    """
+
+    name: str
+    length: int
+    table: Tensor
+    head: Callable[[Tensor], Tensor]
+    end: int | None = None
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a board is made for: places (drafts), branches of each, tokens, slots of the cache, latents kept."""
+
+    places: int
+    branches: int
+    length: int
+    slots: int
+    keep: int
+
+
+class Board:
+    """The state of `shape.places` drafts. Row r of the cache is branch r // places of the draft at place r % places.
+
+    tokens: [B, length], forced ones and those chosen so far. free: [B, length], which are to be chosen. at: [B], the
+    position whose token is chosen next. offset: [B], where position 0 lies in the cache: the prompt's length - 1.
+    numbers: [B, length] float64. latents: [B, keep + 1, branches, D] float32, of which the last takes what nobody asked
+    for. health: [B], NaN once a logit was not finite. ended: [B], whether the stage's end was chosen.
+    """
+
+    def __init__(self, decoder: Decoder, stage: Stage, shape: Shape, memory: Tensor | None) -> None:
+        device, places = decoder.weight.device, shape.places
+        self.decoder, self.stage, self.shape = decoder, stage, shape
+        self.cache = decoder.new_cache(places * shape.branches, shape.slots, memory)
+        # One more than there are: an idle draft, or one whose end was not seen yet, may run over.
+        self.tokens = torch.zeros(places, shape.length, dtype=torch.long, device=device)
+        self.free = torch.ones(places, shape.length, dtype=torch.bool, device=device)
+        self.at = torch.ones(places, dtype=torch.long, device=device)
+        self.offset = torch.zeros(places, dtype=torch.long, device=device)
+        self.numbers = torch.zeros(places, shape.length, dtype=torch.float64, device=device)
+        self.temperatures = torch.ones(places, device=device)
+        self.scales = torch.ones(places, 1, device=device)
+        self.latents = torch.zeros(places, shape.keep + 1, shape.branches, decoder.hidden_size, device=device)
+        self.health = torch.zeros(places, device=device)
+        self.ended = torch.zeros(places, dtype=torch.bool, device=device)
+        self.greedy: bool | None = None  # what the host knows of the temperatures
+        self._everyone = torch.arange(places, device=device)
+
+    def advance(self, count: int, first: Sequence[int], is_greedy: bool) -> None:
+        """Choose `count` tokens of every draft. `first`: where each stands in the cache, known to the host."""
+        self.greedy = is_greedy
+        highest = max(first)
+        positions = (self.offset + self.at + torch.arange(count, device=self.at.device)[:, None]).repeat(
+            1, self.shape.branches
+        )
+        cosine, sine = self.cache.cosine[positions][:, :, None], self.cache.sine[positions][:, :, None]
+        apart = min(first) != highest
+        slots = torch.arange(highest + count, device=self.at.device)
+        for turn in range(count):
+            seen = highest + turn + 1
+            mask = (slots[:seen] <= positions[turn][:, None])[:, None, None] if apart else None
+            hidden = self.decoder.step(
+                self.embedded(), positions[turn], (cosine[turn], sine[turn]), self.cache, seen, mask
+            )
+            self.take(hidden)
+
+    def embedded(self) -> Tensor:
+        """The input of every row, [R, D]: the token before the one that is chosen now."""
+        fed = self.tokens.gather(1, (self.at - 1)[:, None])[:, 0]
+        inputs = F.embedding(fed, self.stage.table)
+        return inputs.repeat(self.shape.branches, 1) if self.shape.branches > 1 else inputs
+
+    def take(self, hidden: Tensor) -> None:
+        """Keep the latents [R, D] that were asked for, choose every draft's token, and go on to the next."""
+        at, everyone = self.at, self._everyone
+        state = hidden.view(self.shape.branches, self.shape.places, -1)
+        if self.shape.keep:
+            self.latents[everyone, at.clamp(max=self.shape.keep)] = state.transpose(0, 1).float()
+        self.choose_at(everyone, at, state, bool(self.greedy))
+        self.at += 1
+
+    def choose_at(self, places: Tensor, at: Tensor, state: Tensor, is_greedy: bool) -> None:
+        """Choose the tokens at positions [n] of the drafts at `places` [n], from `state` [branches, n, D], where they are
+        free."""
+        # Before guidance, which multiplies the rounding of bfloat16.
+        logits = self.stage.head(state.flatten(0, 1)).float().view(*state.shape[:2], -1)
+        logits = guide(logits[0], logits[1], self.scales[places]) if len(logits) == 2 else logits[0]
+        self.health[places] += logits.amax(-1)
+        chosen = choose(logits, self.temperatures[places], self.numbers[places, at], is_greedy)
+        tokens = torch.where(self.free[places, at], chosen, self.tokens[places, at])
+        self.tokens[places, at] = tokens
+        if self.stage.end is not None:
+            self.ended[places] |= tokens == self.stage.end
+
+    def move_to(self, other: Board, places: Sequence[int]) -> None:
+        """Put the drafts at `places` onto a smaller board, in this order. It may lie in the same memory."""
+        chosen = torch.tensor(places, device=self.at.device)
+        for name in ("tokens", "free", "offset", "numbers", "temperatures", "scales", "latents", "health", "ended"):
+            getattr(other, name)[: len(places)] = getattr(self, name)[chosen]
+        branches = range(self.shape.branches)
+        rows = torch.cat([chosen + branch * self.shape.places for branch in branches])
+        seats = torch.arange(len(places), device=self.at.device)
+        seats = torch.cat([seats + branch * other.shape.places for branch in branches])
+        # From the first layer on: what is written overlies only what was read before.
+        for mine, theirs in ((self.cache.keys, other.cache.keys), (self.cache.values, other.cache.values)):
+            for old, new in zip(mine, theirs, strict=True):
+                new[seats] = old[rows]
+
+
+class GraphBoard(Board):
+    """A board whose pass is one CUDA graph."""
+
+    def __init__(
+        self, decoder: Decoder, stage: Stage, shape: Shape, memory: Tensor | None, kernels: Kernels | None
+    ) -> None:
+        super().__init__(decoder, stage, shape, memory)
+        self.kernels = kernels
+        self._graph: torch.cuda.CUDAGraph | None = None
+
+    def advance(self, count: int, first: Sequence[int], is_greedy: bool) -> None:
+        if self._graph is None and self.at.is_cuda:
+            self._graph = self._captured()
+        run = self.step if self._graph is None else self._graph.replay
+        for _ in range(count):
+            run()
+
+    def step(self) -> None:
+        """The pass itself, of fixed shape and without a word from the host."""
+        if self.kernels is not None:
+            self.kernels.step(self)
+            return
+        positions = (self.offset + self.at).repeat(self.shape.branches)
+        turn = self.cache.cosine[positions][:, None], self.cache.sine[positions][:, None]
+        slots = torch.arange(self.shape.slots, device=positions.device)
+        mask = (slots <= positions[:, None])[:, None, None]
+        self.take(self.decoder.step(self.embedded(), positions, turn, self.cache, self.shape.slots, mask))
+
+    def _captured(self) -> torch.cuda.CUDAGraph:
+        """The graph. Warming up walks the drafts on, so that they are put back."""
+        state = (self.tokens, self.at, self.latents, self.health, self.ended)
+        before = [tensor.clone() for tensor in state]
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(2):
+                self.step()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self.step()
+        for tensor, value in zip(state, before, strict=True):
+            tensor.copy_(value)
+        return graph
