@@ -139,6 +139,124 @@ def _times(x, rows, norm, epsilon, K: tl.constexpr, BN: tl.constexpr, BK: tl.con
 
 
 @triton.jit
+def _products(x, weight, outputs, norm, epsilon, K: tl.constexpr, ROWS: tl.constexpr, BLOCK_ROWS: tl.constexpr,
+              BN: tl.constexpr, BK: tl.constexpr, STAGES: tl.constexpr, NORM: tl.constexpr):  # fmt: skip
+    """`_times` for some tens of rows, on the matrix units: [BN, BLOCK_ROWS]."""
+    row = tl.arange(0, BLOCK_ROWS)
+    column = tl.arange(0, BK)
+    sums = tl.zeros([BN, BLOCK_ROWS], tl.float32)
+    squares = tl.zeros([BLOCK_ROWS], tl.float32)
+    known = (row < ROWS)[:, None]
+    matrix = weight + outputs.to(tl.int64)[:, None] * K
+    for start in tl.range(0, K, BK, num_stages=STAGES):
+        k = start + column
+        inside = k < K
+        part = tl.load(matrix + k[None, :], mask=inside[None, :], other=0.0)
+        value = tl.load(x + row[:, None] * K + k[None, :], mask=known & inside[None, :], other=0.0)
+        if NORM:
+            scale = tl.load(norm + k, mask=inside, other=0.0).to(tl.float32)
+            wide = value.to(tl.float32)
+            squares += tl.sum(wide * wide, 1)
+            value = (wide * scale[None, :]).to(value.dtype)
+        sums = tl.dot(part, tl.trans(value), sums, input_precision="ieee")
+    if NORM:
+        sums *= tl.rsqrt(squares / K + epsilon)[None, :]
+    return sums
+
+
+@triton.jit
+def _pairs(sums, BN: tl.constexpr, BLOCK_ROWS: tl.constexpr):
+    """The two of each pair of outputs that lie side by side: twice [BN/2, BLOCK_ROWS]."""
+    return tl.split(tl.permute(tl.reshape(sums, (BN // 2, 2, BLOCK_ROWS)), (0, 2, 1)))
+
+
+@triton.jit
+def _attention_inputs_many(x, norm, weight, bias, cosine, sine, offset, at, q, keys, values, slots, places, epsilon,
+                           D: tl.constexpr, H: tl.constexpr, KV: tl.constexpr, W: tl.constexpr, ROWS: tl.constexpr,
+                           BLOCK_ROWS: tl.constexpr, BIAS: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+                           STAGES: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
+    """`_attention_inputs` for some tens of rows."""
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
+    head = tl.program_id(0)
+    first = tl.program_id(1) * (BN // 2)
+    n = tl.arange(0, BN)
+    output = head * W + first + n // 2 + (n % 2) * (W // 2)
+    sums = _products(x, weight, output, norm, epsilon, D, ROWS, BLOCK_ROWS, BN, BK, STAGES, True)
+    if BIAS:
+        sums += tl.load(bias + output).to(tl.float32)[:, None]
+    low, high = _pairs(sums, BN, BLOCK_ROWS)
+    d = (first + tl.arange(0, BN // 2))[:, None]
+    row = tl.arange(0, BLOCK_ROWS)
+    known = (row < ROWS)[None, :]
+    place = row % places
+    position = tl.load(offset + place) + tl.load(at + place)
+    if head < H + KV:
+        angle = position[None, :] * W + d
+        c0 = tl.load(cosine + angle).to(tl.float32)
+        c1 = tl.load(cosine + angle + W // 2).to(tl.float32)
+        s0 = tl.load(sine + angle).to(tl.float32)
+        s1 = tl.load(sine + angle + W // 2).to(tl.float32)
+        turned = low * c0 + high * s0
+        high = high * c1 + low * s1
+        low = turned
+    kind = q.dtype.element_ty
+    many = row.to(tl.int64)
+    if head < H:
+        to = q + (many * H + head) * W
+    elif head < H + KV:
+        to = keys + ((many * KV + head - H) * slots + position) * W
+    else:
+        to = values + ((many * KV + head - H - KV) * slots + position) * W
+    tl.store(to[None, :] + d, low.to(kind), mask=known)
+    tl.store(to[None, :] + d + W // 2, high.to(kind), mask=known)
+
+
+@triton.jit
+def _added_many(inputs, weight, bias, x, K: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr,
+                BLOCK_ROWS: tl.constexpr, BIAS: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+                STAGES: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
+    """`_added` for some tens of rows."""
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
+    n = tl.program_id(0) * BN + tl.arange(0, BN)
+    inside = n < D
+    output = tl.where(inside, n, 0)
+    sums = _products(inputs, weight, output, inputs, 0.0, K, ROWS, BLOCK_ROWS, BN, BK, STAGES, False)
+    if BIAS:
+        sums += tl.load(bias + output).to(tl.float32)[:, None]
+    row = tl.arange(0, BLOCK_ROWS)
+    to = x + row[None, :] * D + n[:, None]
+    mask = (row < ROWS)[None, :] & inside[:, None]
+    tl.store(to, tl.load(to, mask=mask, other=0.0) + sums.to(x.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _gated_many(x, norm, weight, bias, out, epsilon, D: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr,
+                BLOCK_ROWS: tl.constexpr, BIAS: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+                STAGES: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
+    """`_gated` for some tens of rows."""
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
+    first = tl.program_id(0) * (BN // 2)
+    n = tl.arange(0, BN)
+    column = first + n // 2
+    output = tl.where(column < WIDE, column, 0) + (n % 2) * WIDE
+    sums = _products(x, weight, output, norm, epsilon, D, ROWS, BLOCK_ROWS, BN, BK, STAGES, True)
+    if BIAS:
+        sums += tl.load(bias + output).to(tl.float32)[:, None]
+    gate, up = _pairs(sums, BN, BLOCK_ROWS)
+    row = tl.arange(0, BLOCK_ROWS)
+    to = first + tl.arange(0, BN // 2)
+    mask = (row < ROWS)[None, :] & (to < WIDE)[:, None]
+    value = (gate * tl.sigmoid(gate) * up).to(out.dtype.element_ty)
+    tl.store(out + row[None, :] * WIDE + to[:, None], value, mask=mask)
+
+
+@triton.jit
 def _turned_store(values, row, head, first, cosine, sine, offset, at, places, q, keys, value_cache, slots,
                   H: tl.constexpr, KV: tl.constexpr, W: tl.constexpr, PAIRS: tl.constexpr):  # fmt: skip
     """Store PAIRS pairs (d, d + W/2) of one head of one row: queries and keys turned, keys and values in the cache."""
@@ -463,6 +581,7 @@ def _choose(logits, scales, temperatures, numbers, free, tokens, at, health, end
 # --- The step ----------------------------------------------------------------------------------------------
 
 
+Where = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]  # cosine, sine, offset, at, query
 Block = tuple[int, int, int, bool]  # outputs and inputs of a block, warps, whether the loop over inputs is rolled
 
 
@@ -471,15 +590,20 @@ class Tuning:
     """Sizes of blocks. They change speed, and of results the rounding."""
 
     pdl: bool = True
-    fused_rows: int = 2  # up to so many rows a layer is five kernels
-    qkv: Block = (8, 1024, 4, False)
+    few_rows: int = 2  # up to so many rows a layer is five kernels
+    some_rows: int = 32  # up to so many it is, on the matrix units
+    qkv: Block = (2, 2048, 4, False)
     out: Block = (4, 1024, 4, True)
     gate: Block = (4, 2048, 4, False)
     down: Block = (8, 1024, 4, False)
-    attend: tuple[int, int, int] = (32, 2, 1)  # slots of a block, warps, stages where keys are split
-    attend_many: tuple[int, int, int] = (32, 1, 1)
+    some_qkv: tuple[int, int, int, int] = (64, 128, 4, 4)  # outputs and inputs of a block, warps, stages
+    some_out: tuple[int, int, int, int] = (32, 128, 4, 4)
+    some_gate: tuple[int, int, int, int] = (64, 128, 4, 4)
+    some_down: tuple[int, int, int, int] = (32, 128, 4, 4)
+    attend: tuple[int, int, int] = (32, 1, 1)  # slots of a block, warps, stages where keys are split
+    attend_many: tuple[int, int, int] = (16, 1, 2)
     programs: int = 528  # of attention that are wanted at once: below, keys are split
-    ahead: int = 0  # bytes of the next weights that are fetched during attention, where rows are few
+    ahead: int = 4 * 2**20  # bytes of the next weights that are fetched during attention, where rows are few
     heads: int = 8  # turned by one program, where rows are many
 
 
@@ -517,67 +641,105 @@ class Kernels:
 
     def forward(self, x: Tensor, cache: Cache, offset: Tensor, at: Tensor) -> Tensor:
         """Final hidden states [R, D] of one token a row, at position offset + at [B] of its draft. Overwrites x [R, D]."""
-        decoder, tuning = self.decoder, self.tuning
-        rows, size, width, places = len(x), decoder.hidden_size, decoder.head_dim, len(at)
-        fused = rows <= tuning.fused_rows
-        query = torch.empty(rows, decoder.heads, width, dtype=x.dtype, device=x.device)
-        mixed, normed = x.new_empty(rows, decoder.heads * width), torch.empty_like(x)
-        wide = decoder.layers[0].gate_up.shape[0] // 2
-        gated = x.new_empty(rows, wide)
+        decoder, rows = self.decoder, len(x)
+        query = torch.empty(rows, decoder.heads, decoder.head_dim, dtype=x.dtype, device=x.device)
+        mixed, normed = x.new_empty(rows, decoder.heads * decoder.head_dim), torch.empty_like(x)
+        gated = x.new_empty(rows, decoder.layers[0].gate_up.shape[0] // 2)
         where = (cache.cosine, cache.sine, offset, at, query)
-        heads = (decoder.heads, decoder.kv_heads, width)
-        two, pdl = rows == 2, self._pdl
         delta: Tensor | None = None
         for layer, keys, values in zip(decoder.layers, cache.keys, cache.values, strict=True):
-            if fused:
-                bn, bk, warps, roll = self._block(tuning.qkv, size)
-                bn = min(bn, width)
-                _attention_inputs[(decoder.heads + 2 * decoder.kv_heads, width // bn)](
-                    x, layer.norm_attention, layer.qkv, _or(layer.qkv_bias, x), *where, keys, values, cache.slots, places,
-                    decoder.epsilon, size, *heads, two, layer.qkv_bias is not None, bn, bk, roll, num_warps=warps, **pdl,
-                )  # fmt: skip
-                self._attention(layer, query, keys, values, offset, at, mixed)
-                bn, bk, warps, roll = self._block(tuning.out, mixed.shape[1])
-                _added[(triton.cdiv(size, bn),)](
-                    mixed, layer.out, _or(layer.out_bias, x), x, mixed.shape[1], size, two, layer.out_bias is not None,
-                    bn, bk, roll, num_warps=warps, **pdl,
-                )  # fmt: skip
-                bn, bk, warps, roll = self._block(tuning.gate, size)
-                _gated[(triton.cdiv(wide, bn // 2),)](
-                    x, layer.norm_mlp, layer.gate_up, _or(layer.gate_up_bias, x), gated, decoder.epsilon, size, wide, two,
-                    layer.gate_up_bias is not None, bn, bk, roll, num_warps=warps, **pdl,
-                )  # fmt: skip
-                bn, bk, warps, roll = self._block(tuning.down, wide)
-                _added[(triton.cdiv(size, bn),)](
-                    gated, layer.down, _or(layer.down_bias, x), x, wide, size, two, layer.down_bias is not None, bn, bk, roll,
-                    num_warps=warps, **pdl,
-                )  # fmt: skip
+            if rows <= self.tuning.few_rows:
+                self._layer_of_few(layer, x, where, keys, values, mixed, gated)
+            elif rows <= self.tuning.some_rows:
+                self._layer_of_some(layer, x, where, keys, values, mixed, gated)
             else:
-                delta = self._layer(layer, x, delta, normed, where, keys, values, mixed, gated, cache.slots)
+                delta = self._layer_of_many(layer, x, delta, normed, where, keys, values, mixed, gated)
         self._norm(x, delta, decoder.norm, normed)
         return normed
 
-    def _layer(
+    def _layer_of_few(
+        self, layer: Layer, x: Tensor, where: Where, keys: Tensor, values: Tensor, mixed: Tensor, gated: Tensor
+    ) -> None:
+        """A layer for one or two rows: five kernels, each of which multiplies by a matrix but for attention."""
+        decoder, tuning, pdl = self.decoder, self.tuning, self._pdl
+        size, width, wide, two = x.shape[1], decoder.head_dim, gated.shape[1], len(x) == 2
+        *_, offset, at, query = where
+        bn, bk, warps, roll = self._block(tuning.qkv, size)
+        bn = min(bn, width)
+        _attention_inputs[(decoder.heads + 2 * decoder.kv_heads, width // bn)](
+            x, layer.norm_attention, layer.qkv, _or(layer.qkv_bias, x), *where, keys, values, keys.shape[2], len(at),
+            decoder.epsilon, size, decoder.heads, decoder.kv_heads, width, two, layer.qkv_bias is not None, bn, bk, roll,
+            num_warps=warps, **pdl,
+        )  # fmt: skip
+        self._attention(layer, query, keys, values, offset, at, mixed)
+        bn, bk, warps, roll = self._block(tuning.out, mixed.shape[1])
+        _added[(triton.cdiv(size, bn),)](
+            mixed, layer.out, _or(layer.out_bias, x), x, mixed.shape[1], size, two, layer.out_bias is not None, bn, bk,
+            roll, num_warps=warps, **pdl,
+        )  # fmt: skip
+        bn, bk, warps, roll = self._block(tuning.gate, size)
+        _gated[(triton.cdiv(wide, bn // 2),)](
+            x, layer.norm_mlp, layer.gate_up, _or(layer.gate_up_bias, x), gated, decoder.epsilon, size, wide, two,
+            layer.gate_up_bias is not None, bn, bk, roll, num_warps=warps, **pdl,
+        )  # fmt: skip
+        bn, bk, warps, roll = self._block(tuning.down, wide)
+        _added[(triton.cdiv(size, bn),)](
+            gated, layer.down, _or(layer.down_bias, x), x, wide, size, two, layer.down_bias is not None, bn, bk, roll,
+            num_warps=warps, **pdl,
+        )  # fmt: skip
+
+    def _layer_of_some(
+        self, layer: Layer, x: Tensor, where: Where, keys: Tensor, values: Tensor, mixed: Tensor, gated: Tensor
+    ) -> None:
+        """The same five for some tens of rows, on the matrix units."""
+        decoder, tuning, pdl = self.decoder, self.tuning, self._pdl
+        rows, size, width, wide = len(x), x.shape[1], decoder.head_dim, gated.shape[1]
+        padded = max(16, triton.next_power_of_2(rows))
+        *_, offset, at, query = where
+        bn, bk, warps, stages = tuning.some_qkv
+        bn = min(bn, width)
+        _attention_inputs_many[(decoder.heads + 2 * decoder.kv_heads, width // bn)](
+            x, layer.norm_attention, layer.qkv, _or(layer.qkv_bias, x), *where, keys, values, keys.shape[2], len(at),
+            decoder.epsilon, size, decoder.heads, decoder.kv_heads, width, rows, padded, layer.qkv_bias is not None, bn,
+            bk, stages, num_warps=warps, **pdl,
+        )  # fmt: skip
+        self._attention(layer, query, keys, values, offset, at, mixed)
+        bn, bk, warps, stages = tuning.some_out
+        _added_many[(triton.cdiv(size, bn),)](
+            mixed, layer.out, _or(layer.out_bias, x), x, mixed.shape[1], size, rows, padded, layer.out_bias is not None,
+            bn, bk, stages, num_warps=warps, **pdl,
+        )  # fmt: skip
+        bn, bk, warps, stages = tuning.some_gate
+        _gated_many[(triton.cdiv(wide, bn // 2),)](
+            x, layer.norm_mlp, layer.gate_up, _or(layer.gate_up_bias, x), gated, decoder.epsilon, size, wide, rows, padded,
+            layer.gate_up_bias is not None, bn, bk, stages, num_warps=warps, **pdl,
+        )  # fmt: skip
+        bn, bk, warps, stages = tuning.some_down
+        _added_many[(triton.cdiv(size, bn),)](
+            gated, layer.down, _or(layer.down_bias, x), x, wide, size, rows, padded, layer.down_bias is not None, bn, bk,
+            stages, num_warps=warps, **pdl,
+        )  # fmt: skip
+
+    def _layer_of_many(
         self,
         layer: Layer,
         x: Tensor,
         delta: Tensor | None,
         normed: Tensor,
-        where: tuple[Tensor, Tensor, Tensor, Tensor, Tensor],
+        where: Where,
         keys: Tensor,
         values: Tensor,
         mixed: Tensor,
         gated: Tensor,
-        slots: int,
     ) -> Tensor:
-        """One layer for many rows; what it adds to x is left to the next norm."""
+        """A layer with the library's products. What it adds to x is left to the next norm."""
         decoder, rows, wide = self.decoder, len(x), gated.shape[1]
-        _, _, offset, at, query = where
+        *_, offset, at, query = where
         self._norm(x, delta, layer.norm_attention, normed)
         qkv = F.linear(normed, layer.qkv, layer.qkv_bias)
         at_once = self.tuning.heads
         _turned[(rows, triton.cdiv(decoder.heads + 2 * decoder.kv_heads, at_once))](
-            qkv, *where, keys, values, slots, len(at), decoder.heads, decoder.kv_heads, decoder.head_dim, at_once,
+            qkv, *where, keys, values, keys.shape[2], len(at), decoder.heads, decoder.kv_heads, decoder.head_dim, at_once,
             num_warps=4, **self._pdl,
         )  # fmt: skip
         self._attention(layer, query, keys, values, offset, at, mixed)
@@ -603,7 +765,8 @@ class Kernels:
         block, warps, stages = tuning.attend if splits > 1 else tuning.attend_many
         parts = torch.empty(rows * heads, splits, width, dtype=torch.float32, device=query.device)
         tops, masses = parts.new_empty(rows * heads, splits), parts.new_empty(rows * heads, splits)
-        fetched = tuning.ahead // query.element_size() if rows <= tuning.fused_rows else 0
+        few = rows <= tuning.few_rows and query.is_cuda  # the interpreter on a CPU cannot fetch ahead
+        fetched = tuning.ahead // query.element_size() if few else 0
         first = min(layer.out.numel(), fetched)
         second = max(0, min(layer.gate_up.numel(), fetched - first))
         _attend[(pairs, splits)](
