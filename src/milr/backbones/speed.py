@@ -555,11 +555,17 @@ def reckoning_for(model: str, device: str, dtype: str) -> Reckoning | None:
     found = find(model, device, dtype)
     name, kind = found.name, str(found.dtype).removeprefix("torch.")
     identity = _identity(name, str(found.device), kind, found.config)
-    draft: Any = _read_memory().get(_key(identity), {}).get("draft")
-    try:
-        return Reckoning(int(draft["images"]), float(draft["seconds"]), float(draft["alone"]))
-    except (TypeError, KeyError, ValueError):
-        return None
+    memory = _read_memory()
+    alike = [  # but for the threads: how many there will be may be settled as the model is loaded
+        one for one in memory.values() if all(one.get(key) == identity[key] for key in identity if key != "threads")
+    ]
+    for one in (memory.get(_key(identity), {}), *alike):
+        draft: Any = one.get("draft")
+        try:
+            return Reckoning(int(draft["images"]), float(draft["seconds"]), float(draft["alone"]))
+        except (TypeError, KeyError, ValueError):
+            continue
+    return None
 
 
 def memory_file() -> Path:

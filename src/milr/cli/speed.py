@@ -65,6 +65,7 @@ def speed(
 
 def _lines(found: Speed, drafts: int) -> list[str]:
     from milr.backbones.speed import against
+    from milr.runs.planned import in_hours
 
     threads = ""
     if found.device.startswith("cpu"):
@@ -101,8 +102,8 @@ def _lines(found: Speed, drafts: int) -> list[str]:
     hours = found.draft(best).wall * drafts / 3600
     lines += [
         "",
-        f"bench {BENCHMARK} --budget {BUDGET}: {drafts:,} drafts for each search, at most {_long(hours)} of drawing in "
-        f"batches of {best.images}; less as searches stop early, more by what the critic takes",
+        f"bench {BENCHMARK} --budget {BUDGET}: {drafts:,} drafts for each search, at most {in_hours(hours)} of drawing "
+        f"in batches of {best.images}; less as searches stop early, more by what the critic takes",
     ]
     return lines
 
@@ -124,13 +125,3 @@ def _against(one: Against) -> str:
         return f"against {one.rival}, {batch}: not measured ({one.note or 'too quick'})"
     cpu = "" if one.cpu is None else f", {one.cpu:.1f}x in CPU seconds"
     return f"against {one.rival}, {batch}: {one.what} {one.wall:.1f}x as fast{cpu}"
-
-
-def _long(hours: float) -> str:
-    return (
-        f"{hours:.1f} hours"
-        if hours >= 1
-        else f"{60 * hours:.0f} minutes"
-        if hours >= 1 / 30
-        else f"{3600 * hours:.0f} s"
-    )
