@@ -74,6 +74,7 @@ def measure(model: str, quick: bool, say: Callable[[str], None]) -> dict[str, An
         "text": _texts(backbone, TEXTS[:3] if quick else TEXTS, say),
         "steps": _steps(backbone, STEPS[:3] if quick else STEPS, 2 if quick else 16, say),
         "prompts": _prompts(backbone, PROMPTS[:2] if quick else PROMPTS, say),
+        "journal": _journal(8 if quick else 64, say),
         "memory": _memory(backbone, 60 if quick else 5000, say),
     }
 
@@ -135,6 +136,40 @@ def _prompts(backbone: Any, counts: Sequence[int], say: Callable[[str], None]) -
         drafts = sum(len(one.drafts) for one in drawn)
         found.append({"prompts": count, "wall": wall / drafts, "cpu": cpu / drafts})
     return found
+
+
+def _journal(count: int, say: Callable[[str], None]) -> dict[str, Any]:
+    """What keeping a draft of 384 x 384 pixels (made up, as smooth as a photograph) takes of the thread that draws, and
+    of all processors."""
+    import numpy as np
+    from PIL import Image
+
+    from milr.drafts import Ask, Cost, Draft, Drawn, Score
+    from milr.runs.journal import Journal
+
+    say("the journal")
+    rng = np.random.default_rng(0)
+
+    def picture() -> Image.Image:
+        large = Image.fromarray(rng.integers(0, 256, (24, 24, 3), dtype=np.uint8)).resize((384, 384))
+        noisy = np.asarray(large, dtype=np.float32) + rng.normal(0, 1, (384, 384, 3))
+        return Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
+
+    def draft(number: int) -> Draft:
+        drawn = Drawn("a red fox", (1,) * 60, True, (2,) * 576, picture(), None, 5.0, Cost())
+        return Draft(number, Ask(), 1, drawn, Score(0.5))
+
+    drafts = [draft(number) for number in range(count)]
+    with tempfile.TemporaryDirectory() as folder, Journal(Path(folder) / "run", {}) as journal:
+        began = time.thread_time(), time.process_time(), time.perf_counter()
+        for one in drafts:
+            journal.foresee(one.drawn.image)
+            journal.add_draft("method", "task", 0, one)
+        journal.sync()
+        ended = time.thread_time(), time.process_time(), time.perf_counter()
+        size = sum(file.stat().st_size for file in Path(folder).rglob("*.png"))
+    thread, cpu, wall = ((end - begin) / count for begin, end in zip(began, ended, strict=True))
+    return {"thread": thread, "cpu": cpu, "wall": wall, "bytes": size / count}
 
 
 def _memory(backbone: Any, drafts: int, say: Callable[[str], None]) -> list[dict[str, Any]]:
@@ -250,9 +285,17 @@ def _held(data: Mapping[str, Any]) -> list[str]:
     return [*_table(("drafts so far", "held"), rows), "", said]
 
 
+def _kept(data: Mapping[str, Any]) -> list[str]:
+    one = data["journal"]
+    return [
+        f"A draft of 384 x 384 pixels takes {1000 * one['thread']:.2g} ms of the thread that draws, "
+        f"{1000 * one['cpu']:.3g} ms of the processors in all and {one['bytes'] / 1000:,.0f} kB (made-up photographs)."
+    ]
+
+
 TABLES: dict[str, Callable[[Mapping[str, Any]], list[str]]] = {
     "machine": _machine, "batch": _batch, "against": _against, "text": _text, "steps": _step, "prompts": _prompt,
-    "memory": _held,
+    "journal": _kept, "memory": _held,
 }  # fmt: skip
 
 
