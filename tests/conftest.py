@@ -23,6 +23,13 @@ hypothesis.settings.register_profile("search", **SLOW_IS_FINE)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "gate"))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def nothing_is_measured(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """No result may depend on how fast this machine is, and nothing is left in the user's cache."""
+    os.environ.setdefault("MILR_WIDTH", "1")
+    os.environ["MILR_CACHE"] = str(tmp_path_factory.mktemp("milr-cache"))
+
+
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random Janus with its own chat templates: 16 image tokens of 16 pixels, at most 24 text tokens."""

@@ -24,10 +24,10 @@ from transformers import AutoTokenizer, JanusForConditionalGeneration
 
 from milr import backbones
 from milr.backbones import checkpoint
-from milr.backbones.checkpoint import describe_memory, memory_needed
-from milr.backbones.sampling import choose
+from milr.backbones.checkpoint import Memory, describe_memory, memory_needed
 from milr.backbones.janus import JanusBackbone, load_janus
 from milr.backbones.random_checkpoint import janus_pro_1b, janus_pro_7b, main, make_checkpoint, tiny
+from milr.backbones.sampling import choose
 from milr.drafts import Ask, Forced, Greedy, Order, Sample, UserError
 from rounding import assert_same_tokens, of_model
 
@@ -435,7 +435,25 @@ def test_sizes_of_janus_pro() -> None:
         memory = memory_needed(config, torch.bfloat16)
         assert memory.weights == pytest.approx(2 * parameters, rel=2e-4)
         assert memory.image >= 2 * 576 * cache_of_a_token
+        assert (memory.pixels, memory.pictures) == (8 * 384 * 384 * 128 * 2, 7)
     assert describe_memory("janus-pro-7b", "cpu").startswith("janus-pro-7b in bfloat16 needs 14.82 GB")
+
+
+def test_what_an_image_holds_on_its_way() -> None:
+    """By hand, for the 7B in bfloat16: two rows of 776 tokens, each with its keys and values in 30 layers and the
+    widest of what a layer makes of it; and float32 latents, twice."""
+    memory = memory_needed(janus_pro_7b(), torch.bfloat16)
+    cache, passing = 2 * 30 * 4096 * 2, (4 * 11_008 + 3 * 4096) * 2
+    assert memory.image == 2 * 776 * (cache + passing) + 2 * 576 * 2 * 4096 * 4
+
+
+def test_as_many_images_as_fit() -> None:
+    """Pixels are decoded a few at a time, so many images need no more room for them than a few."""
+    memory = Memory(weights=1000, image=10, pixels=30, pictures=4)
+    assert memory.total == 1040
+    for room, images in ((39, 0), (40, 1), (119, 2), (160, 4), (170, 5), (1000, 88)):
+        assert memory.images_in(room) == images
+        assert images * 10 + min(images, 4) * 30 <= room < (images + 1) * 10 + min(images + 1, 4) * 30
 
 
 def test_the_random_checkpoint_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,14 +1,16 @@
 """Reports by hand: what counts as success, costs, pairs, held-out critics, warnings."""
 
 import json
+import random
 from dataclasses import replace
 
 import pytest
 
 from command import ROOT
-from milr.reports.report import curves, leading, make_report, pair_of, to_markdown, upgraded
+from milr.drafts import Task
+from milr.reports.report import curves, held_reward, leading, make_report, pair_of, to_markdown, upgraded
 from milr.runs.journal import Outcome
-from milr.runs.methods import BASELINE, Method
+from milr.runs.methods import BASELINE, METHODS, Method
 from toy_milr.benchmark import tasks
 
 ABOUT = {"budget": 3, "model": "toy", "critic": "redness", "seed": 0}
@@ -272,3 +274,49 @@ def test_the_answer_names_who_cannot_be_told_from_the_best():
     first, second, *_ = leading(report)
     assert first.startswith("repair comes out highest at 20 calls")
     assert second == "It cannot be told apart from best-of-n:distinct,text_ratio=0.6 (+1.3 points [-0.2, +2.9])."
+
+
+class Counted(tuple):
+    """Counts how many of its numbers are read."""
+
+    read = 0
+
+    def __iter__(self):
+        for number in super().__iter__():
+            Counted.read += 1
+            yield number
+
+    def __getitem__(self, key):
+        found = super().__getitem__(key)
+        Counted.read += len(found) if isinstance(key, slice) else 1
+        return found
+
+
+@pytest.mark.parametrize("early", [False, True])
+def test_numbers_at_every_budget_take_one_pass_over_the_drafts(early):
+    """Twice the budget, twice the work; each number is that of the first drafts alone."""
+    work = []
+    for budget in (60, 120, 240):
+        rng = random.Random(3)
+        outcomes, tasks = [], [Task(f"p{n}", id=str(n)) for n in range(3)]
+        for task in tasks:
+            count = rng.randint(2, budget // 3) if early else budget
+            rewards = [rng.choice([None, rng.random()]) for _ in range(count)]
+            columns = [Counted(column) for column in (rewards, [7] * count, [0.25] * count)]
+            outcomes.append(
+                Outcome(METHODS[2].name, METHODS[2].spec, task.id, 0, "", *columns, ("",) * count, count - 1, "budget")
+            )
+        Counted.read = 0
+        report = make_report(outcomes, METHODS[2:3], tasks, {"budget": budget, "critic": "x"})
+        work.append(Counted.read / sum(len(one.rewards) for one in outcomes))
+        after = report["searches"][METHODS[2].name]["by_calls"]
+        assert list(after) == [str(count) for count in range(1, budget + 1)]
+        for count in (1, 2, 3, budget // 2, budget):
+            held = [held_reward(METHODS[2], one, count) for one in outcomes]
+            known = [reward for reward in held if reward is not None]
+            assert after[str(count)]["reward"] == (pytest.approx(sum(known) / len(known)) if known else None)
+            spent = [min(count, len(one.rewards)) for one in outcomes]
+            assert after[str(count)]["calls"] == pytest.approx(sum(spent) / 3)
+            assert after[str(count)]["decoded_tokens"] == pytest.approx(7 * sum(spent) / 3)
+            assert after[str(count)]["seconds"] == pytest.approx(0.25 * sum(spent) / 3)
+    assert max(work) <= 1.5 * min(work)

@@ -1,5 +1,6 @@
 """Signs of trouble: alarms that must ring, and that must not."""
 
+import math
 import random
 import zlib
 
@@ -170,3 +171,11 @@ def test_all_signs_as_json():
     signs = signs_of(ends, ["scene"])
     assert signs["repetitive_texts"] == {"first": 0, "returned": 1}
     assert (signs["hacking_alarm"], signs["searches"], signs["searches_that_gained"]) == (False, 1, 1)
+
+
+def test_colours_are_counted_in_4_x_4_x_4_cells():
+    """Worked out pixel by pixel, as the docstring has it."""
+    image = Image.fromarray(np.random.default_rng(4).integers(0, 256, (24, 16, 3), dtype=np.uint8))
+    cells = [tuple(int(value) // 64 for value in pixel) for row in np.asarray(image) for pixel in row]
+    shares = [cells.count(cell) / len(cells) for cell in set(cells)]
+    assert look(image)["colours"] == pytest.approx(-sum(share * math.log2(share) for share in shares), abs=1e-5)

@@ -20,6 +20,7 @@ import random
 import resource
 import signal
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -59,10 +60,14 @@ def run(folder, backbone=None, tell=None, batch=4, methods=FEW, prompts=PROMPTS,
 
 
 class Calls:
-    """Counts this process's calls into C, and kills it just before call `last`."""
+    """Counts this process's calls into C, in all of its threads, and kills it just before call `last`."""
 
     def __init__(self, last=None):
         self.count, self.last = 0, last
+
+    def start(self):
+        threading.setprofile(self)  # of threads that begin from now on: those that write pictures
+        sys.setprofile(self)
 
     def __call__(self, frame, event, argument):
         if event == "c_call":
@@ -100,7 +105,7 @@ def child(folder, room=None, last=None, stop=None, **size):
     if pid == 0:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         if last is not None:
-            sys.setprofile(Calls(last))
+            Calls(last).start()
         if stop is not None:
             stop_at(*stop)
         if room is not None:
@@ -129,8 +134,9 @@ def kill(folder, seed, trials):
     run(folder / "whole")  # also imports what a run imports, so that it is not counted
     whole = left(folder / "whole")
     calls = Calls()
-    sys.setprofile(calls)
+    calls.start()
     run(folder / "counted")
+    threading.setprofile(None)
     sys.setprofile(None)
     rng = random.Random(seed)
     for trial in range(trials):

@@ -4,8 +4,10 @@ A killed process loses nothing that it has written, so kills alone never miss an
 inode, as a disk would), and `survivors` builds what a disk would still hold.
 """
 
+import contextlib
 import os
 import stat
+import threading
 from pathlib import Path
 
 
@@ -18,20 +20,27 @@ class Disk:
 
     def __init__(self, patch, cut_at=None):
         self.cut_at, self.syncs = cut_at, 0
+        self.one_at_a_time = threading.RLock()  # a journal's writers sync, too
         self.contents = {}  # of files, by inode
         self.names = {}  # of folders, by inode: name -> (inode, whether it is a folder)
         patch.setattr(os, "fsync", self._sync)
 
     def _sync(self, descriptor):
-        if self.syncs == self.cut_at:
-            raise PowerCut
-        self.syncs += 1
-        found = os.fstat(descriptor)
-        if stat.S_ISDIR(found.st_mode):
-            inside = [(name, os.stat(name, dir_fd=descriptor)) for name in os.listdir(descriptor)]
-            self.names[found.st_ino] = {name: (one.st_ino, stat.S_ISDIR(one.st_mode)) for name, one in inside}
-        else:
-            self.contents[found.st_ino] = Path(f"/proc/self/fd/{descriptor}").read_bytes()
+        with self.one_at_a_time:
+            if self.syncs == self.cut_at:
+                raise PowerCut
+            self.syncs += 1
+            found = os.fstat(descriptor)
+            if stat.S_ISDIR(found.st_mode):
+                self.names[found.st_ino] = dict(self._inside(descriptor))
+            else:
+                self.contents[found.st_ino] = Path(f"/proc/self/fd/{descriptor}").read_bytes()
+
+    def _inside(self, descriptor):
+        for name in os.listdir(descriptor):
+            with contextlib.suppress(FileNotFoundError):  # a temporary name that another thread has changed meanwhile
+                one = os.stat(name, dir_fd=descriptor)
+                yield name, (one.st_ino, stat.S_ISDIR(one.st_mode))
 
     def survivors(self, folder, to, written_early=()):
         """Build in `to` what is left of `folder`. `written_early`: names of files whose content the system happened to

@@ -18,6 +18,7 @@ from milr.critics.remote.purse import Purse
 from milr.drafts import Task, UserError
 from milr.reports.reading import write_report
 from milr.runs import cluster as module
+from milr.runs import journal as journal_module
 from milr.runs.bench import Local, Terms, bench
 from milr.runs.cluster import Cluster
 from milr.runs.journal import read_lines
@@ -137,8 +138,14 @@ def all_cpus_taken():
 # --- the same as one process ------------------------------------------------------------------------------------
 
 
-def test_two_nodes_draw_what_one_process_draws(address, local, tmp_path):
+def test_two_nodes_draw_what_one_process_draws(address, local, tmp_path, monkeypatch):
+    """And encode it: the head only writes."""
     both = set()
+
+    def encode(image):
+        raise AssertionError("the head encodes a picture")
+
+    monkeypatch.setattr(journal_module, "encode", encode)
 
     def look(cluster, progress):
         both.update(slot for slot in cluster.slots if slot.held)

@@ -6,11 +6,12 @@ import pytest
 
 from command import ROOT, Milr
 from milr import registry
+from milr.backbones import speed
 from milr.critics import naming
 from milr.drafts import UserError
 from milr.runs.bench import Terms, plan_of
 from milr.runs.methods import choose_methods, without_twins
-from milr.runs.planned import PlannedRun, threshold_of
+from milr.runs.planned import VERDICT_TOKENS, PlannedRun, in_hours, reckon, threshold_of
 from milr.runs.recipes import RecipeRun, read_recipe
 
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
@@ -188,3 +189,65 @@ def test_a_recipe_does_not_choose_which_secrets_leave(critic, name, tmp_path):
 def test_what_any_recipe_may_name(critic, tmp_path):
     (tmp_path / "recipe.yaml").write_text(RECIPE.format(json.dumps(critic), "self"))
     assert read_recipe(tmp_path / "recipe.yaml").runs
+
+
+# --- What it will take ----------------------------------------------------------------------------------------------
+
+
+def planned(tmp_path, **options):
+    run = {"benchmark": "scenes", "searches": ("single", "repair"), "reward": "scene", "limit": 30, "prompt_seed": 5,
+           "budget": 7, "seeds": 2, "baseline": "single", **options}  # fmt: skip
+    return PlannedRun(RecipeRun("name", "lab", **run), tmp_path / "name")
+
+
+def test_what_a_run_takes_is_reckoned(tmp_path):
+    found = reckon(planned(tmp_path), seconds=0.5)
+    assert found.drafts == 30 * 2 * (1 + 7)
+    assert found.hours == pytest.approx(480 * 0.5 / 3600)
+    assert (found.verdicts, found.dollars, found.unpriced) == (480, None, ())
+    assert reckon(planned(tmp_path), None).hours is None
+
+
+def test_what_judges_cost_is_reckoned(tmp_path, monkeypatch):
+    monkeypatch.delenv("MILR_PRICE_IN", raising=False)
+    monkeypatch.delenv("MILR_PRICE_OUT", raising=False)
+    judge = "judge:general,price_in=2,price_out=10"
+    read, written = VERDICT_TOKENS
+    each = (2 * read + 10 * written) / 1e6
+    found = reckon(planned(tmp_path, held_out=(judge,)), None)
+    assert found.verdicts == 480 + 60 * (1 + 2), "the returned draft and the first one, where they differ"
+    assert found.dollars == pytest.approx(180 * each)
+    mixed = reckon(planned(tmp_path, reward=f"mix:0.5*[{judge}]+0.5*scene"), None)
+    assert mixed.dollars == pytest.approx(480 * each)
+    free = reckon(planned(tmp_path, reward="judge:general", held_out=("self",)), None)
+    assert (free.dollars, free.unpriced) == (None, ("judge:general",))
+    monkeypatch.setenv("MILR_PRICE_IN", "2")
+    monkeypatch.setenv("MILR_PRICE_OUT", "10")
+    assert reckon(planned(tmp_path, reward="judge:general"), None).dollars == pytest.approx(480 * each)
+
+
+def test_hours_are_told_in_words_of_people():
+    told = [in_hours(hours) for hours in (0.001, 0.5, 1.26, 47, 72)]
+    assert told == ["4 s", "30 minutes", "1.3 hours", "47.0 hours", "3.0 days"]
+
+
+def test_a_recipe_says_first_what_it_takes(tmp_path, monkeypatch):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "budget: 2\nruns:\n  - {name: a, for: real, benchmark: toys, searches: [single], reward: redness, limit: 3}\n"
+        "  - {name: b, for: real, benchmark: toys, searches: [best-of-n], reward: redness, limit: 3}\n"
+    )
+    with Milr(tmp_path) as milr:
+        run = milr.here("bench", "--recipe", str(recipe), "--model", "toy", "--out", "o")
+        assert run.returncode == 0, run.stderr
+        assert run.stderr.splitlines()[:3] == [
+            "a: 3 prompts, 1 method, up to 3 drafts",
+            "b: 3 prompts, 1 method, up to 6 drafts",
+            "how long that takes here was not measured; 'milr speed toy' does, and remembers it",
+        ]
+        known = speed.Reckoning(images=8, seconds=1200.0, alone=2000.0)
+        monkeypatch.setattr(speed, "reckoning_for", lambda *asked: known)
+        run = milr.here("bench", "--recipe", str(recipe), "--model", "toy", "--out", "p")
+        said = run.stderr.splitlines()
+        assert said[1] == "b: 3 prompts, 1 method, up to 6 drafts, 2.0 hours of drawing"
+        assert said[2].startswith("together at most 3.0 hours of drawing here (1.2e+03 s a draft in batches of 8,")

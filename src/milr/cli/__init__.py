@@ -12,7 +12,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from milr.cli import comparing, critic, drawing, lab, parts, pictures
+from milr.cli import comparing, critic, drawing, lab, parts, pictures, speed
 from milr.drafts import UserError
 from milr.version import __version__
 
@@ -25,7 +25,7 @@ app = typer.Typer(
 )
 for command in (
     drawing.generate, drawing.replay, comparing.bench, comparing.runs, comparing.report,
-    pictures.score, pictures.export,
+    pictures.score, pictures.export, speed.speed,
 ):  # fmt: skip
     app.command()(command)
 app.command("list")(parts.list_parts)

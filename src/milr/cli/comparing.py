@@ -102,7 +102,7 @@ def bench(
     dtype: Dtype = "auto",
 ) -> None:
     """Searches side by side on the same prompts at equal cost, with intervals; killed, it goes on where it stopped."""
-    from milr.runs.planned import Machine, PlannedRun, reward_of, threshold_of
+    from milr.runs.planned import Machine, PlannedRun, reward_of, tell_reckoned, threshold_of
     from milr.runs.recipes import RecipeRun, read_recipe
 
     chosen: tuple[RecipeRun, ...]
@@ -139,6 +139,9 @@ def bench(
     console = progress_console()
     for note in dict.fromkeys(note for one in planned for note in one.notes):
         console.print(f"{note}.", markup=False, soft_wrap=True)
+    if recipe is not None:
+        for line in tell_reckoned(planned, machine):
+            console.print(line, markup=False, soft_wrap=True)
     if force_new:
         for one in planned:
             put_aside(one.folder, console)

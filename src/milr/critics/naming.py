@@ -133,6 +133,18 @@ def secrets_of(critic: str | Named) -> list[Secret]:
     return found
 
 
+def prices_of(critic: str | Named) -> list[tuple[float | None, float | None]]:
+    """Of every judge over HTTP that a verdict asks (a mix: of its parts) the US dollars per million tokens read and
+    written, None where nobody said. Nothing is sent."""
+    named = find(critic) if isinstance(critic, str) else critic
+    module, settings = registry.load(named.part), settings_of(named)
+    prices = settings.prices() if hasattr(settings, "prices") else None
+    found = [] if prices is None else [prices]
+    for one in module.components(settings) if hasattr(module, "components") else ():
+        found += prices_of(one)
+    return found
+
+
 def content_of(critic: str | Named) -> str:
     """A short hash of what lies outside a critic's name and decides its verdicts: a rubric's text, a head's numbers, a
     folder's weights, the commit of a hub repository, the version of another package; of a mix, that of its parts.

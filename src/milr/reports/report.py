@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, combinations
 from typing import Any
@@ -196,7 +196,7 @@ class _Maker:
             "prefilled_tokens": _mean(sum(o.prefilled) for o in flat) if all(o.prefilled for o in flat) else None,
             "seconds": _mean(sum(o.seconds) for o in flat),
             "by_category": by_category,
-            "by_calls": {str(k): self._after(method, groups, k) for k in range(1, self.budget + 1)},
+            "by_calls": self._by_calls(method, groups),
             "looks_at_budget": self._looks_at_budget(method, flat),
             "drafts": drafts,
             "abstained": sum(reward is None for o in flat for reward in o.rewards) / drafts,
@@ -207,15 +207,30 @@ class _Maker:
             row["benchmark_score"] = overall(numbers)
         return row
 
-    def _after(self, method: Method, groups: Groups, calls: int) -> dict[str, Any]:
-        """What a user spends on average who sets the budget to `calls`, and what it brings."""
+    def _by_calls(self, method: Method, groups: Groups) -> dict[str, dict[str, Any]]:
+        """For every budget what a user spends on average who sets it, and what it brings. One pass over the drafts."""
         flat = [outcome for group in groups for outcome in group]
-        return {
-            **self.told(self.held(method, groups, calls), self.critic),
-            "calls": _mean(len(o.rewards[:calls]) for o in flat),
-            "decoded_tokens": _mean(sum(o.tokens[:calls]) for o in flat),
-            "seconds": _mean(sum(o.seconds[:calls]) for o in flat),
-        }
+        steps = [zip(held_rewards(method, o), accumulate(o.tokens), accumulate(o.seconds), strict=True) for o in flat]
+        held: list[float | None] = [None] * len(flat)
+        tokens, seconds, calls = [0.0] * len(flat), [0.0] * len(flat), [0] * len(flat)
+        found: dict[str, dict[str, Any]] = {}
+        drawing = list(range(len(flat)))  # the searches that have a draft more
+        for count in range(1, self.budget + 1):
+            drawing = [index for index in drawing if len(flat[index].rewards) >= count]
+            for index in drawing:
+                held[index], tokens[index], seconds[index] = next(steps[index])
+                calls[index] = count
+            if not drawing and found:
+                found[str(count)] = dict(found[str(count - 1)])
+                continue
+            of_prompts = iter(held)
+            found[str(count)] = {
+                **self.told([[next(of_prompts) for _ in group] for group in groups], self.critic),
+                "calls": _mean(calls),
+                "decoded_tokens": _mean(tokens),
+                "seconds": _mean(seconds),
+            }
+        return found
 
     def _looks_at_budget(self, method: Method, outcomes: Sequence[Outcome]) -> str:
         """Why its numbers at fewer calls are not those of a smaller budget, in words; '' where they are."""
@@ -363,6 +378,16 @@ def held_reward(method: Method, outcome: Outcome, calls: int) -> float | None:
         return outcome.rewards[outcome.returned]
     seen = outcome.rewards[: max(1, calls)]
     return seen[-1] if method.returns_last else max(_known(seen), default=None)
+
+
+def held_rewards(method: Method, outcome: Outcome) -> Iterator[float | None]:
+    """`held_reward` after one call, after two, and so on to the end of the search."""
+    best: float | None = None
+    for reward in outcome.rewards[:-1]:
+        if reward is not None:
+            best = reward if best is None else max(best, reward)
+        yield reward if method.returns_last else best
+    yield outcome.rewards[outcome.returned]
 
 
 def correct(pairs: Sequence[dict[str, Any]], families: Sequence[Any]) -> None:

@@ -7,7 +7,6 @@ from the journal alone.
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,10 +17,20 @@ from milr.critics import naming
 from milr.critics.base import NOWHERE, Critic, Place
 from milr.drafts import Draft, Task, Trajectory
 from milr.runs.generate import Plan, Request, prepare
-from milr.runs.journal import Journal, Outcome, question_of
+from milr.runs.journal import Journal, Outcome, Picture, question_of
 from milr.runs.methods import BASELINE, METHODS, Method
 from milr.runs.record import fingerprint, versions
-from milr.searches.driver import DraftScored, Ended, Event, Interrupted, Job, RoundEnded, check_tasks, drive_jobs
+from milr.searches.driver import (
+    DraftScored,
+    DraftsDrawn,
+    Ended,
+    Event,
+    Interrupted,
+    Job,
+    RoundEnded,
+    check_tasks,
+    drive_jobs,
+)
 
 SEARCHES_AT_ONCE = 32  # where a backbone does not say how much it draws in one batch
 
@@ -117,25 +126,15 @@ def machine_of(backbone: Backbone, batch: int) -> dict[str, Any]:
     """On what a model draws: the kind of device and its name, the number format, threads, searches side by side."""
     import torch
 
-    kind, _, index = backbone.info.device.partition(":")
-    on_gpu = kind == "cuda" and torch.cuda.is_available()
+    from milr.backbones.speed import device_name
+
     return {
-        "device": kind,
-        "name": torch.cuda.get_device_name(int(index or 0)) if on_gpu else _processor(),
+        "device": backbone.info.device.partition(":")[0],
+        "name": device_name(backbone.info.device),
         "dtype": backbone.info.dtype,
         "threads": torch.get_num_threads(),
         "batch": batch,
     }
-
-
-def _processor() -> str:
-    """The name of the CPU, as far as the system tells."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:
-            named = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
-    except OSError:
-        named = ""
-    return named or platform.processor() or platform.machine()
 
 
 def critics_of(terms: Terms, backbone: Backbone, made: dict[str, Critic], place: Place = NOWHERE) -> list[Critic]:
@@ -302,7 +301,10 @@ class Keeper:
 
     def hear(self, event: Event) -> None:
         """What the driver tells: new drafts are kept, and on disk when their round ends."""
-        if isinstance(event, DraftScored):
+        if isinstance(event, DraftsDrawn):
+            for image in event.images:
+                self.journal.foresee(image)
+        elif isinstance(event, DraftScored):
             if not event.recorded:
                 self.add_draft(event.task.id, event.seed_index, event.draft)
             self.kept[event.task.id, event.seed_index] = event.draft.number + 1
@@ -315,8 +317,8 @@ class Keeper:
         for draft in trajectory.drafts[self.kept.get((task, seed_index), 0) :]:
             self.add_draft(task, seed_index, draft)
 
-    def add_draft(self, task: str, seed_index: int, draft: Draft) -> None:
-        self.journal.add_draft(self.method.name, task, seed_index, draft)
+    def add_draft(self, task: str, seed_index: int, draft: Draft, picture: Picture | None = None) -> None:
+        self.journal.add_draft(self.method.name, task, seed_index, draft, picture)
         self.drafts += 1
 
     def sync(self) -> None:

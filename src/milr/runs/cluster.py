@@ -34,8 +34,9 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from milr.critics import naming
 from milr.critics.base import NOWHERE, Place
@@ -52,7 +53,7 @@ from milr.runs.bench import (
     search_jobs,
     searches_at_once,
 )
-from milr.runs.journal import Outcome, put_in_order
+from milr.runs.journal import Beside, Outcome, Picture, encode, put_in_order
 from milr.runs.methods import Method
 from milr.runs.shared import (
     ANSWERED,
@@ -64,7 +65,10 @@ from milr.runs.shared import (
     import_ray,
     result_of,
 )
-from milr.searches.driver import DraftScored, Event, Job, RoundEnded
+from milr.searches.driver import DraftScored, DraftsDrawn, Event, Job, RoundEnded
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 LOSSES = 3  # times in a row that a worker may be lost before it has brought a draft; then it is not replaced
 NO_DEVICE = 30.0  # the same where no machine that is left has such a device at all
@@ -72,7 +76,8 @@ GRACE = 5.0  # seconds in which the others may end their round when an error end
 REACHED = 5.0  # seconds in which a cluster's address must take a connection
 CRITICS = 4  # actors of one critic for each worker, as far as there are CPUs
 
-Drafts = Sequence[tuple[str, int, Draft]]  # task id, seed index, draft
+# Task id, seed index, the draft without its image, and that as PNG: encoding is the worker's work.
+Drafts = Sequence[tuple[str, int, Draft, Picture]]
 
 
 # --- What runs on the workers --------------------------------------------------------------------------------------
@@ -105,6 +110,7 @@ class Worker:
         self.running = 0  # searches that are begun and have not ended
         self.said: queue.Queue[Said | Exception] = queue.Queue()
         self.told: queue.Queue[Sequence[Job] | None] = queue.Queue()
+        self.pictures = Beside(encode)
 
     def hello(self) -> int:
         """The process, as soon as the worker has a place."""
@@ -145,13 +151,17 @@ class Worker:
         return said
 
     def _draw(self, method: Method, terms: Terms) -> None:
-        drafts: list[tuple[str, int, Draft]] = []
+        drafts: list[tuple[str, int, Draft, Future[Picture]]] = []
 
         def hear(event: Event) -> None:
-            if isinstance(event, DraftScored) and not event.recorded:
-                drafts.append((event.task.id, event.seed_index, event.draft))
+            if isinstance(event, DraftsDrawn):
+                for image in event.images:
+                    self.pictures.foresee(image)
+            elif isinstance(event, DraftScored) and not event.recorded:
+                encoded = self.pictures.wanted(event.draft.drawn.image)
+                drafts.append((event.task.id, event.seed_index, _with_image(event.draft, None), encoded))
             elif isinstance(event, RoundEnded) and drafts:
-                said = list(drafts)
+                said = [(task, seed_index, draft, encoded.result()) for task, seed_index, draft, encoded in drafts]
                 drafts.clear()
                 self._say(drafts=said)
 
@@ -344,13 +354,13 @@ class Cluster:
 
     def _keep(self, slot: _Slot, said: Said, keeper: Keeper) -> None:
         slot.room = said.room
-        for task, seed_index, draft in said.drafts:
+        for task, seed_index, bare, picture in said.drafts:
             slot.losses = 0
-            keeper.add_draft(task, seed_index, draft)
-            job = slot.held[task, seed_index]
-            recorded = list(job.recorded)
+            draft = _with_image(bare, picture.open())
+            keeper.add_draft(task, seed_index, draft, picture)
+            recorded = slot.held[task, seed_index].recorded
+            assert isinstance(recorded, list), "see `_send_on`"
             put_in_order(recorded, draft.number, draft, _is_there(draft, recorded))
-            slot.held[task, seed_index] = replace(job, recorded=tuple(recorded))
         if said.drafts:
             keeper.sync()
         if said.outcome is not None:
@@ -396,7 +406,9 @@ class Cluster:
         to_do = keeper.searches - len(keeper.finished) - sum(len(other.held) for other in self.slots)
         given = list(itertools.islice(self._next_jobs(jobs), min(slot.room, -(-to_do // there))))
         if given or slot.held:
-            slot.held |= {(job.task.id, job.seed_index): job for job in given}
+            # A list of its own, which grows with every draft.
+            held = [replace(job, recorded=list(job.recorded)) for job in given]
+            slot.held |= {(job.task.id, job.seed_index): job for job in held}
             slot.answer = slot.actor.go_on.remote(given)
 
     def _next_jobs(self, jobs: Iterator[Job]) -> Iterator[Job]:
@@ -435,6 +447,11 @@ class Cluster:
     def _place_for(self, client: str) -> Place:
         """Where an actor works: the folder is not there on other machines, the till stands for it."""
         return replace(self.place, folder=None, till=self.till and RemoteTill(self.till, client))
+
+
+def _with_image(draft: Draft, image: Image | None) -> Draft:
+    """The draft with another image; None for the way between two processes, on which the image goes as PNG."""
+    return replace(draft, drawn=replace(draft.drawn, image=cast("Image", image)))
 
 
 def _is_there(draft: Draft, recorded: Sequence[Draft]) -> bool:

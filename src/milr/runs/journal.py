@@ -5,9 +5,10 @@
     journal.jsonl     one line a start, one a scored draft, one a finished search, in the order in which they came
     images/ab/*.png   the drafts' images, named by the SHA-256 of their content
 
-A line is on disk (fsync) before the next round draws, and the image that it names before the line. What a kill can tear
-is the last line, which is dropped and drawn again. Append-only text and not SQLite: its write-ahead log does not work
-on the network file systems of clusters, and a line can be read, counted and mended with any tool. One writer at a
+A line is on disk (fsync) before the next round draws, and the image that it names before the line. Pictures are encoded
+and written by threads beside the one that draws, from the moment they are there; `sync` waits for them. What a kill can
+tear is the last line, which is dropped and drawn again. Append-only text and not SQLite: its write-ahead log does not
+work on the network file systems of clusters, and a line can be read, counted and mended with any tool. One writer at a
 time: the journal is locked. This file knows no model and no statistics.
 """
 
@@ -17,12 +18,16 @@ import hashlib
 import io
 import json
 import shutil
+import threading
 import time
+import zlib
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from io import FileIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, Generic, TypeVar
 
 from milr.disk import Lock, make_folder, sync, sync_folder, write_atomically, write_whole
 from milr.drafts import Draft, Task, UserError
@@ -34,6 +39,7 @@ if TYPE_CHECKING:
 
 FORMAT = "milr-run/1"
 KINDS = ("started", "draft", "outcome")  # of lines
+WRITERS = 4  # threads that encode and write pictures
 
 Key = tuple[str, str, int]  # method, task id, seed index: names one search of a run
 
@@ -87,6 +93,81 @@ class _Kept:
     picture: tuple[str, str]
 
 
+@dataclass(frozen=True)
+class _Stored:
+    """A picture that is written; its name is durable when these folders are synced."""
+
+    name: str
+    look: Mapping[str, float]
+    folders: set[Path]
+
+
+@dataclass(frozen=True)
+class _Pending:
+    """A draft that was added, its line but for the picture, and when that was."""
+
+    key: Key
+    number: int
+    line: Mapping[str, Any]
+    at: float
+    stored: Future[_Stored]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A draft's image as it is kept: the PNG, the SHA-256 of its content that names it, and how it looks."""
+
+    name: str
+    content: bytes
+    look: Mapping[str, float]
+
+    def open(self) -> Image:
+        """The image; its pixels are decoded when somebody wants them."""
+        from PIL import Image
+
+        return Image.open(io.BytesIO(self.content), formats=["PNG"])
+
+
+def encode(image: Image) -> Picture:
+    """The image as PNG. Of zlib's strategies the one for runs makes it as small as the default does and takes a third
+    of its time."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", compress_level=1, compress_type=zlib.Z_RLE)
+    content = buffer.getvalue()
+    return Picture(hashlib.sha256(content).hexdigest(), content, look(image))
+
+
+Made = TypeVar("Made")
+
+
+class Beside(Generic[Made]):
+    """Works on images in threads beside the one that draws: from when they are foreseen, or else from when they are
+    wanted."""
+
+    def __init__(self, work: Callable[[Image], Made]) -> None:
+        self._work, self._threads = work, ThreadPoolExecutor(WRITERS, "milr-pictures")  # they begin when needed
+        self._foreseen: dict[
+            int, tuple[Image, Future[Made]]
+        ] = {}  # by identity: nobody else gets that while it is held
+
+    def foresee(self, image: Image) -> None:
+        """This image will be wanted."""
+        self._foreseen[id(image)] = image, self._threads.submit(self._work, image)
+
+    def wanted(self, image: Image) -> Future[Made]:
+        """What becomes of this image."""
+        _, future = self._foreseen.pop(id(image), (image, None))
+        return future or self.submit(self._work, image)
+
+    def submit(self, work: Callable[..., Made], *arguments: Any) -> Future[Made]:
+        """What becomes of other work."""
+        return self._threads.submit(work, *arguments)
+
+    def close(self) -> None:
+        """Wait for what is begun; the rest is dropped."""
+        self._threads.shutdown(cancel_futures=True)
+
+
 Drawn = TypeVar("Drawn")
 
 
@@ -114,6 +195,11 @@ class Journal:
         self.machines: list[Mapping[str, Any]] = []  # that have drawn here, each once, the last one last
         self._folders: set[Path] = set()  # with new names, not yet on disk
         self._lines = bytearray()  # not yet written
+        self._pending: deque[_Pending] = deque()  # drafts whose picture may not be on disk yet, and so not in `_lines`
+        self._named: dict[Key, list[str]] = {}  # the pictures of searches that have not ended
+        self._beside: Beside[_Stored] = Beside(self._keep)
+        self._writing = [threading.Lock() for _ in range(16)]  # nobody writes a picture that another is writing
+        self._failed: OSError | None = None
         self._stream: FileIO
         self._lock = Lock(folder / "journal.lock")
 
@@ -141,6 +227,7 @@ class Journal:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._beside.close()
         self._lock.release()
         self._stream.close()
 
@@ -149,21 +236,38 @@ class Journal:
         self._write({"started": dict(about)})
         self.sync()
 
-    def add_draft(self, method: str, task: str, seed_index: int, draft: Draft) -> None:
-        """Keep a scored draft; durable after the next `sync`."""
+    def foresee(self, image: Image) -> None:
+        """The image of a draft that will be added: it can be encoded and written while it is judged."""
+        self._beside.foresee(image)
+
+    def add_draft(self, method: str, task: str, seed_index: int, draft: Draft, picture: Picture | None = None) -> None:
+        """Keep a scored draft; durable after the next `sync`. `picture`: its image, where that is encoded already.
+        Raises UserError where an earlier picture could not be written."""
+        if self._failed is not None:
+            raise self._no_room(self._failed) from self._failed
+        key = (method, task, seed_index)
+        names = self._named.get(key) or [kept.picture[0] for kept in self._begun.get(key, ())]
+        before = names[draft.number] if draft.number < len(names) else None
         image = draft.drawn.image
-        line = {"draft": draft_to_json(draft), "image": self._keep(image), "look": look(image)}
-        self._write({"method": method, "task": task, "seed_index": seed_index, **line})
+        if before is not None or picture is not None:
+            stored = self._beside.submit(self._keep, image, picture, before)
+        else:
+            stored = self._beside.wanted(image)
+        line = {"method": method, "task": task, "seed_index": seed_index, "draft": draft_to_json(draft)}
+        self._pending.append(_Pending(key, draft.number, line, _now(), stored))
 
     def add(self, outcome: Outcome) -> None:
         """Keep a finished search: on disk when this returns."""
+        self._settle()
         self._write({"outcome": asdict(outcome)})
         self.sync()
         self.outcomes[outcome.key] = outcome
         self._begun.pop(outcome.key, None)
+        self._named.pop(outcome.key, None)
 
     def sync(self) -> None:
         """Everything added so far is on disk when this returns."""
+        self._settle()
         try:
             for folder in sorted(self._folders):  # before the lines that speak of what is in them
                 sync_folder(folder)
@@ -261,19 +365,41 @@ class Journal:
             end = after
         self._stream.truncate(end)
 
-    def _keep(self, image: Image) -> str:
-        buffer = io.BytesIO()
-        image.save(buffer, "PNG")
-        content = buffer.getvalue()
-        name = hashlib.sha256(content).hexdigest()
-        file = image_file(self.folder, name)
+    def _keep(self, image: Image, picture: Picture | None = None, before: str | None = None) -> _Stored:
+        """Write an image, in a thread of its own. `before` is the picture that this draft has on record: the same one
+        judged again keeps its name, also where another zlib or an older milr encoded it."""
+        known = None if before is None else read_image(self.folder, before)
+        if before and known is not None and (known.mode, known.tobytes()) == (image.mode, image.tobytes()):
+            return _Stored(before, look(image), {image_file(self.folder, before).parent})
+        picture = picture or encode(image)
+        file = image_file(self.folder, picture.name)
+        # Also where it is there: who wrote it may have been killed before this. Above it, another thread may have made
+        # the folders and not said so yet.
+        folders = {file.parent, file.parent.parent, self.folder}
         try:
-            if read_image(self.folder, name) is None:
-                self._folders |= write_whole(file, content)
+            with self._writing[int(picture.name[0], 16)]:
+                if not _holds(file, picture.content):
+                    folders |= write_whole(file, picture.content)
         except OSError as error:
-            raise self._no_room(error) from error
-        self._folders.add(file.parent)  # also where the image was there: who wrote it may have been killed before this
-        return name
+            self._failed = error
+            raise
+        return _Stored(picture.name, picture.look, folders)
+
+    def _settle(self) -> None:
+        """Wait for the pictures of the drafts that were added, and make lines of them, in their order. Where one cannot
+        be written it and those after it are dropped: a search's drafts are on record without a gap."""
+        while self._pending:
+            one = self._pending[0]
+            try:
+                stored = one.stored.result()
+            except OSError as error:
+                self._pending.clear()
+                raise self._no_room(error) from error
+            self._folders |= stored.folders
+            names = self._named.setdefault(one.key, [kept.picture[0] for kept in self._begun.get(one.key, ())])
+            put_in_order(names, one.number, stored.name, names[one.number : one.number + 1] == [stored.name])
+            self._write({**one.line, "image": stored.name, "look": stored.look}, one.at)
+            self._pending.popleft()  # only now: Ctrl-C in between gives a line twice, which says nothing new
 
     def _no_room(self, error: OSError) -> UserError:
         return UserError(
@@ -281,8 +407,19 @@ class Journal:
             "where it stopped."
         )
 
-    def _write(self, line: Mapping[str, Any]) -> None:
-        self._lines += json.dumps({**line, "at": round(time.time(), 3)}, allow_nan=False).encode() + b"\n"
+    def _write(self, line: Mapping[str, Any], at: float | None = None) -> None:
+        self._lines += json.dumps({**line, "at": _now() if at is None else at}, allow_nan=False).encode() + b"\n"
+
+
+def _now() -> float:
+    return round(time.time(), 3)
+
+
+def _holds(file: Path, content: bytes) -> bool:
+    try:
+        return file.read_bytes() == content
+    except OSError:
+        return False
 
 
 # --- What a run is asked ---------------------------------------------------------------------------------------------

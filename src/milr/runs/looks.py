@@ -20,10 +20,11 @@ FLAT = 2.0  # standard deviation of the grey levels (0 to 255) below which a blo
 def look(image: Image) -> dict[str, float]:
     """Brightness: mean grey level, 0 to 1. Edges: mean step between neighbouring grey levels, 0 to 1. Colours: entropy
     of the histogram of 4 x 4 x 4 colours, 0 to 6 bits. Flat: share of the 8 x 8 blocks with hardly any structure."""
-    pixels = np.asarray(image.convert("RGB"), dtype=np.float32)
-    grey = pixels @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
+    pixels = np.asarray(image.convert("RGB"))
+    grey = pixels.astype(np.float32) @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
     steps = (np.abs(np.diff(grey, axis=0)).mean() + np.abs(np.diff(grey, axis=1)).mean()) / 2
-    bins = (pixels // 64).astype(np.int64) @ np.array([16, 4, 1])
+    two_bits = pixels >> 6
+    bins = two_bits[..., 0] << 4 | two_bits[..., 1] << 2 | two_bits[..., 2]
     shares = np.bincount(bins.ravel(), minlength=64) / bins.size
     shares = shares[shares > 0]
     rows, columns = (size // BLOCK * BLOCK for size in grey.shape)

@@ -5,7 +5,7 @@ A recipe and a command line become the same `RecipeRun`; `PlannedRun` finds ever
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from milr import registry
 from milr.benchmarks.base import number_of, stops_at
+from milr.critics import naming
 from milr.drafts import Task, UserError
 
 if TYPE_CHECKING:
@@ -104,6 +105,99 @@ class PlannedRun:
                 executor, self.tasks, self.folder, self.terms, methods=self.methods, baseline=self.baseline,
                 about=self.about, tell=tell, note=note,
             )  # fmt: skip
+
+
+# --- What it will take ---------------------------------------------------------------------------------------------
+
+
+VERDICT_TOKENS = (1000, 200)  # read (a rubric and a picture) and written: what a judge's verdict is reckoned with
+ALONE = ("single",)  # searches that are over after their first draft
+
+
+@dataclass(frozen=True)
+class Reckoned:
+    """What a run takes at most, if no search stops early and nothing of it is on record. `hours` of drawing, None where
+    nothing was measured; `dollars` of judges over HTTP, None where none has a price. `unpriced`: such judges that have
+    none."""
+
+    drafts: int
+    verdicts: int
+    hours: float | None
+    dollars: float | None
+    unpriced: tuple[str, ...] = ()
+
+
+def reckon(planned: PlannedRun, seconds: float | None) -> Reckoned:
+    """What this run takes at most, with so many seconds a draft."""
+    terms = planned.terms
+    searches = len(planned.tasks) * terms.seeds
+    calls = [1 if method.search in ALONE else terms.budget for method in planned.methods]
+    drafts = searches * sum(calls)
+    asked = {terms.critic: drafts}
+    for critic in terms.held_out:  # the returned draft, and the first one
+        asked[critic] = asked.get(critic, 0) + searches * sum(min(2, count) for count in calls)
+    dollars, unpriced = None, []
+    for critic, verdicts in asked.items():
+        for prices in naming.prices_of(critic):
+            if None in prices:
+                unpriced.append(critic)
+                continue
+            each = sum(price * count for price, count in zip(prices, VERDICT_TOKENS, strict=True) if price is not None)
+            dollars = (dollars or 0.0) + verdicts * each / 1e6
+    hours = None if seconds is None else drafts * seconds / 3600
+    return Reckoned(drafts, sum(asked.values()), hours, dollars, tuple(dict.fromkeys(unpriced)))
+
+
+def tell_reckoned(runs: Sequence[PlannedRun], machine: Machine) -> Iterator[str]:
+    """What these runs take on this machine, a line each and one for all: from what 'milr speed' measured here."""
+    known = None
+    if machine.executor == "local":
+        from milr.backbones.speed import reckoning_for
+
+        known = reckoning_for(machine.model, machine.device, machine.dtype)
+    found = [reckon(run, None if known is None else known.seconds) for run in runs]
+    for run, one in zip(runs, found, strict=True):
+        yield (
+            f"{run.folder.name}: {_count(len(run.tasks), 'prompt')}, {_count(len(run.methods), 'method')}, up to "
+            f"{one.drafts:,} drafts"
+            + ("" if one.hours is None else f", {in_hours(one.hours)} of drawing")
+            + ("" if one.dollars is None else f", about ${one.dollars:,.2f} for judges")
+        )
+    hours = [one.hours for one in found if one.hours is not None]
+    dollars = [one.dollars for one in found if one.dollars is not None]
+    if known is not None:
+        yield (
+            f"together at most {in_hours(sum(hours))} of drawing here ({known.seconds:.3g} s a draft in batches of "
+            f"{known.images}, as 'milr speed' measured); less as searches stop early, more by what critics take"
+        )
+    elif machine.executor == "local":
+        yield f"how long that takes here was not measured; 'milr speed {machine.model}' does, and remembers it"
+    else:
+        yield "how long that takes on a cluster is not reckoned; docs/performance.md has the arithmetic"
+    if dollars:
+        read, written = VERDICT_TOKENS
+        yield (
+            f"judges: at most about ${sum(dollars):,.2f}, if a verdict reads {read:,} tokens and writes {written:,} "
+            "(an assumption); --max-judge-cost sets a limit that is kept"
+        )
+    for critic in dict.fromkeys(name for one in found for name in one.unpriced):
+        yield f"what {registry.shorten(critic)} costs is not known: it has no price_in and price_out"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def in_hours(hours: float) -> str:
+    """A time in the words of people."""
+    if hours >= 48:
+        return f"{hours / 24:.1f} days"
+    if hours >= 1:
+        return f"{hours:.1f} hours"
+    return f"{60 * hours:.0f} minutes" if hours >= 1 / 30 else f"{3600 * hours:.0f} s"
+
+
+# --- Which prompts -------------------------------------------------------------------------------------------------
 
 
 def module_of(benchmark: str) -> Any:

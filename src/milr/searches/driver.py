@@ -15,7 +15,7 @@ import json
 import math
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass, replace
-from typing import Any, TypedDict, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack
 
 import numpy as np
 
@@ -23,6 +23,9 @@ from milr.backbones.base import Backbone
 from milr.critics.base import Critic, judge
 from milr.drafts import Draft, Drawn, Forced, Order, Score, Task, Trajectory, UserError, reaches
 from milr.searches.base import Problem, Search, whole_text
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 Settings = TypeVar("Settings")
 
@@ -43,6 +46,14 @@ class Started:
     task: Task
     seed_index: int
     budget: int
+
+
+@dataclass(frozen=True)
+class DraftsDrawn:
+    """These images were drawn and go to the critic now: they come back as drafts that are scored. Whoever keeps them
+    may begin to write them."""
+
+    images: Sequence[Image]
 
 
 @dataclass(frozen=True)
@@ -72,7 +83,7 @@ class Finished:
     trajectory: Trajectory
 
 
-Event = Started | DraftScored | RoundEnded | Finished
+Event = Started | DraftsDrawn | DraftScored | RoundEnded | Finished
 
 
 class Interrupted(KeyboardInterrupt):
@@ -140,7 +151,7 @@ class Options(TypedDict, total=False):
     held_out: critics that score only the returned image, after the search: not charged, never seen by it.
     judge_first: whether they judge the first image too (default yes): a report needs it to see that a search is fooled.
     batch: searches side by side (default 32). Changes speed and memory, never a result.
-    on_event: hears Started, DraftScored, RoundEnded and Finished as they happen.
+    on_event: hears Started, DraftsDrawn, DraftScored, RoundEnded and Finished as they happen.
     """
 
     name: str
@@ -328,6 +339,7 @@ def _play_round(backbone: Backbone, critic: Critic, lanes: Sequence[Lane], tell:
     taken = [(lane, lane.take(drawn.get(id(lane)))) for lane in lanes]
     drafts = [(lane, draft) for lane, draft in taken if draft is not None]
     asked = [(lane, draft) for lane, draft in drafts if draft.score.outage]
+    tell(DraftsDrawn([draft.drawn.image for _, draft in asked if draft.score is UNJUDGED]))
     try:
         found = judge(critic, [draft.drawn.image for _, draft in asked], [lane.task for lane, _ in asked])
     except UserError as error:

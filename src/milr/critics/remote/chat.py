@@ -108,6 +108,12 @@ class ChatSettings:
         if not re.fullmatch(r"\$[A-Za-z_]\w*", self.url):
             _refuse_address(self.url)
 
+    def prices(self) -> tuple[float | None, float | None] | None:
+        """US dollars per million tokens read and written; None for a critic that asks no server."""
+        if not self.url:
+            return None
+        return _price(self.price_in, "MILR_PRICE_IN"), _price(self.price_out, "MILR_PRICE_OUT")
+
     def secrets(self) -> list[Secret]:
         """The variables of the environment whose values leave this machine, and where they go."""
         if not self.url:  # a critic that can do without a server
