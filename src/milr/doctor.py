@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from milr import hub, network, registry
+from milr import hub, network, registry, threads
 from milr.drafts import UserError
 from milr.version import __version__
 
@@ -47,7 +47,8 @@ def examine(device: str = "auto") -> Iterator[Finding]:
             yield Finding("versions", package, metadata.version(package), True)
         except metadata.PackageNotFoundError:
             yield Finding("versions", package, "not installed; install milr again", False, essential=True)
-    yield from _asked("machine", "processors", lambda: f"{os.cpu_count()} cores, {_threads()} threads used by torch")
+    yield from _asked("machine", "processors", _processors)
+    yield from _asked("machine", "threads", _threads)
     yield from _asked("machine", "memory", _memory)
     yield from _asked("machine", "devices", _devices)
     yield from _asked("machine", "network", _network)
@@ -112,10 +113,13 @@ def _part(part: registry.Part) -> Iterator[Finding]:
         yield Finding(finding.section, finding.subject, finding.text, finding.text == "loads")
 
 
-def _threads() -> int:
-    import torch
+def _processors() -> str:
+    return f"{os.cpu_count()}, of which this process may use {threads.usable_cores()} whole cores"
 
-    return torch.get_num_threads()
+
+def _threads() -> str:
+    """How many compute, how they wait, and who said so."""
+    return threads.describe(torch_has=importlib.import_module("torch").get_num_threads())
 
 
 def _memory() -> str:

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from transformers import JanusConfig, JanusForConditionalGeneration
+from transformers.initialization import no_init_weights
 
 from milr.backbones import PRESETS, names
 from milr.drafts import UserError
@@ -217,7 +218,7 @@ def _parameters(config: JanusConfig) -> int:
 
 @lru_cache(maxsize=8)
 def _count(config: str) -> int:
-    with torch.device("meta"):
+    with torch.device("meta"), no_init_weights():  # random numbers of nothing would load torch's compiler
         model = JanusForConditionalGeneration(JanusConfig.from_dict(json.loads(config)))
     return sum(parameter.numel() for parameter in model.parameters())
 

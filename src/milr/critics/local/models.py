@@ -17,7 +17,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from milr import hub
+from milr import hub, threads
 from milr.drafts import UserError
 from milr.registry import shorten
 from milr.settings import check, setting
@@ -108,6 +108,7 @@ def load_model(kind: Any, folder: str, device: torch.device, dtype: torch.dtype)
     missing = sorted(info["missing_keys"])
     if missing:
         raise UserError(f"{name} is no complete {kind.__name__}: {missing[0]} and {len(missing) - 1} more are missing.")
+    threads.fit(threads.parameters_of(model), device.type)
     return model.to(device).eval().requires_grad_(False)
 
 
