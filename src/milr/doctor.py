@@ -134,17 +134,17 @@ def _memory() -> str:
 
 
 def _devices() -> str:
+    """What torch reports, and which of it nobody has tried milr on."""
     import torch
 
-    if not torch.cuda.is_available():
-        return "cpu only"
-    names = []
-    for index in range(torch.cuda.device_count()):
-        free, total = torch.cuda.mem_get_info(index)
-        names.append(
-            f"cuda:{index} {torch.cuda.get_device_name(index)}, {free / 2**30:.0f} of {total / 2**30:.0f} GB free"
-        )
-    return "cpu; " + "; ".join(names)
+    found = []
+    for name in hub.devices():
+        kind, _, index = name.partition(":")
+        if kind == "cuda":
+            free, total = torch.cuda.mem_get_info(int(index))
+            name += f" {torch.cuda.get_device_name(int(index))}, {free / 2**30:.0f} of {total / 2**30:.0f} GB free"
+        found.append(name if kind in hub.TESTED else f"{name} (untested)")
+    return "cpu only" if len(found) == 1 else "; ".join(found)
 
 
 def _network() -> str:

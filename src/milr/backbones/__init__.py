@@ -57,7 +57,7 @@ def load(name: str = "lab", device: str = "auto", dtype: str = "auto") -> Backbo
     """Load a model: a preset, the hub id or directory of any Janus checkpoint, or an entry point's name.
 
     Args:
-        device: 'auto' (a GPU if there is one), 'cpu', 'cuda' or 'cuda:N'.
+        device: 'auto' (a CUDA GPU if there is one), 'cpu', or any that torch reports: 'cuda:1', 'mps', 'xpu', ...
         dtype: 'auto' (float32 for small models, else bfloat16), 'float32', 'bfloat16' or 'float16'.
     Gives torch as many processor threads as the model can use, unless the caller said how many (`milr.threads`).
     Raises UserError, before any weight is read, for whatever the caller can put right.

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from milr.hub import DEVICE_HELP
+
 if TYPE_CHECKING:
     from rich.console import Console
 
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Device = Annotated[str, typer.Option(help=f"{DEVICE_HELP}.")]
 MaxJudgeCost = Annotated[
     float | None,
     typer.Option(min=0, help="Stop when judges over HTTP have cost so many US dollars.", show_default="no limit"),
