@@ -12,6 +12,7 @@ from pathlib import Path
 
 from milr import hub, network, registry, threads
 from milr.drafts import UserError
+from milr.imports import lightly
 from milr.version import __version__
 
 PACKAGES = (
@@ -97,7 +98,8 @@ def _model(part: registry.Part, device: str) -> Iterator[Finding]:
     def describe() -> str:
         if part.origin:
             return f"{part.summary} (package {part.origin})"
-        from milr.backbones.checkpoint import describe_memory
+        with lightly():
+            from milr.backbones.checkpoint import describe_memory
 
         return describe_memory(part.name, device)
 
