@@ -169,7 +169,8 @@ def _begin() -> None:
     ) -> Any:
         # `import a.b` binds a, which is loaded: it must be given whole. `from a import b` where b is a module, too.
         if fromlist and globals is not None and _is_theirs(globals.get("__name__") or "") and "*" not in fromlist:
-            module = name if not level else importlib.util.resolve_name("." * level + name, globals["__package__"])
+            package = globals.get("__package__") or ""
+            module = name if not level else importlib.util.resolve_name("." * level + name, package)
             if _is_heavy(module) and module not in sys.modules:
                 return _Module(module)
         return whole(name, globals, locals, fromlist, level)
