@@ -2,11 +2,14 @@
 PYTHON ?= python3
 PROMPT ?= a yellow animal that says moo
 BIN := .venv/bin
+CORE := .venv/.installed-core
 STAMP := .venv/.installed
+
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: demo test test-slow compare lint install clean
 
-demo: $(STAMP)  ## draw a hard prompt with the embedded model
+demo: $(CORE)  ## draw a hard prompt with the embedded model
 	$(BIN)/milr generate "$(PROMPT)" --out out/demo --overwrite
 
 # Two test files side by side, each with one thread: quicker on two cores than one after the other with two. Threads that
@@ -32,12 +35,17 @@ compare: $(STAMP)  ## every method at equal cost on the lab's test prompts; kill
 
 install: $(STAMP)
 
-# The stamp is younger than the project files that decide what is installed.
-$(STAMP): pyproject.toml constraints.txt
+# The stamps are younger than the project files that decide what is installed: what drawing needs, and with the tools for
+# development on top. The second step completes the first, so a demo before a test costs nothing twice.
+$(CORE): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "milr needs Python 3.11 or newer; name one: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 2; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(PIP) -e .
+	@touch $(CORE)
+
+$(STAMP): $(CORE)
+	$(PIP) -e '.[dev]'
 	@touch $(STAMP)
 
 clean:  ## remove the environment, caches and outputs

@@ -1,5 +1,6 @@
 """The command through its real entry, often in processes of its own. Toy model and critic join by entry points."""
 
+import contextlib
 import json
 import math
 import os
@@ -291,3 +292,46 @@ def test_doctor_says_what_a_critic_would_fetch(milr):
     assert re.search(r"mix:\S+ +fetches \d\.\d GB when first used: openai/clip", run.stdout)
     wrong = milr.here("doctor", "--critic", "sceen")
     assert (wrong.returncode, "Did you mean 'scene'" in wrong.stderr) == (2, True)
+
+
+def test_a_terminal_sees_what_is_going_on_before_torch_is_imported(milr):
+    """A process on a terminal of its own, which gives up where torch would be imported."""
+    import pty
+
+    code = (
+        "import sys, importlib.abc\n"
+        "class Torch(importlib.abc.MetaPathFinder):\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'torch':\n"
+        "            sys.stderr.flush(); raise KeyboardInterrupt\n"  # the user has seen enough
+        "sys.meta_path.insert(0, Torch())\n"
+        "from milr.cli import main\n"
+        "main()"
+    )
+    for command in (["generate", "a fox"], ["bench", "scenes", "--limit", "1"], ["lab", "train", "--out", "t"],
+                    ["lab", "sheet"], ["critic", "serve", "self"], ["critic", "calibrate", "learned"]):  # fmt: skip
+        ours, theirs = pty.openpty()
+        try:
+            process = subprocess.Popen(
+                [sys.executable, "-c", code, *command],
+                cwd=milr.folder,
+                env={**milr.environment, "TERM": "xterm", "COLUMNS": "100"},
+                stdout=subprocess.DEVNULL,
+                stderr=theirs,
+            )
+            milr.started.append(process)
+            os.close(theirs)
+            said = b""
+            with contextlib.suppress(OSError):  # the other end is closed
+                while part := os.read(ours, 4096):
+                    said += part
+            assert process.wait(LONG) == 130, said
+        finally:
+            os.close(ours)
+        assert b"loading " in said, command
+
+
+def test_elsewhere_one_line_says_so_and_quiet_says_nothing(milr):
+    said = milr(*DRAW, "a fox", "--budget", "1").stderr
+    assert said.startswith("loading toy ...\n")
+    assert milr(*DRAW, "a dog", "--budget", "1", "--quiet").stderr == ""

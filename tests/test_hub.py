@@ -212,3 +212,77 @@ def test_the_doctor_tells_of_both(cache, tiny_checkpoint, monkeypatch):
     monkeypatch.delenv("https_proxy", raising=False)
     with pytest.raises(UserError, match="HTTPS_PROXY is a SOCKS proxy"):
         doctor._network()
+
+
+# --- Devices -------------------------------------------------------------------------------------------------------
+
+
+class Kind:
+    """A kind of device as torch has it: torch.xpu, torch.mps."""
+
+    def __init__(self, count):
+        self.device_count = lambda: count
+        self.is_available = lambda: count > 0
+
+
+@pytest.fixture
+def other_devices(monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch, "cuda", Kind(0))
+    monkeypatch.setattr(torch, "xpu", Kind(2))
+    monkeypatch.setattr(torch, "mps", Kind(1))
+
+
+def test_every_device_that_torch_reports_is_taken(other_devices):
+    assert hub.devices() == ("cpu", "xpu:0", "xpu:1", "mps")
+    for name in ("cpu", "xpu", "xpu:0", "xpu:1", "mps", "mps:0"):
+        assert str(hub.device_of(name)) == name
+    assert str(hub.device_of("auto")) == "cpu"  # what nobody has tried is not chosen for you
+
+
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [
+        ("xpu:2", "There is no device 'xpu:2' on this machine; torch reports cpu, xpu:0, xpu:1, mps."),
+        ("cuda", "There is no device 'cuda' on this machine; torch reports cpu, xpu:0, xpu:1, mps."),
+        ("npu:1", "There is no device 'npu:1' on this machine; torch reports cpu, xpu:0, xpu:1, mps."),
+        ("meta", "Unknown device 'meta'; give auto"),
+        ("cpu:0", "There is no device 'cpu:0' on this machine; torch reports cpu, xpu:0, xpu:1, mps."),
+        ("tpu", "Unknown device 'tpu'; give auto, cpu, or what torch has here: cuda, cuda:N, mps, xpu or another."),
+        ("cuda:x", "Unknown device 'cuda:x'; give auto"),
+        ("cuda:", "Unknown device 'cuda:'; give auto"),
+        ("", "Unknown device ''; give auto"),
+        ("CPU", "Unknown device 'CPU'; give auto"),
+        ("x\n" * 100, "Unknown device 'x\\nx"),
+    ],
+)
+def test_a_device_that_is_not_there_names_those_that_are(other_devices, device, message):
+    with pytest.raises(UserError) as caught:
+        hub.device_of(device)
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
+
+
+def test_number_formats_that_a_device_lacks_are_told(monkeypatch):
+    import torch
+
+    mps = torch.device("mps")
+    monkeypatch.setattr(hub, "_holds", lambda device, dtype: dtype not in ("float64", "bfloat16"))
+    with pytest.raises(UserError, match=r"mps has no float64 numbers.*draw with --device cpu"):
+        hub.check_draws(mps)
+    with pytest.raises(UserError, match="mps does not compute in bfloat16; use float32 or float16"):
+        hub.dtype_of("bfloat16", mps)
+    assert hub.auto_dtype(mps, is_small=True) == "float32"
+    assert hub.auto_dtype(mps, is_small=False) == "float16"
+    monkeypatch.undo()
+    hub.check_draws(torch.device("cpu"))
+    assert hub.auto_dtype(torch.device("cpu"), is_small=False) == "bfloat16"
+    assert hub._holds(torch.device("cpu"), "float64")
+    assert not hub._holds(torch.device("mps"), "float32")  # torch raises here: there is none
+
+
+def test_the_doctor_marks_what_nobody_has_tried(other_devices):
+    from milr import doctor
+
+    assert doctor._devices() == "cpu; xpu:0 (untested); xpu:1 (untested); mps (untested)"

@@ -7,9 +7,9 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "milr"
 ORDER = (
-    {"drafts", "statistics", "version"},
+    {"drafts", "statistics", "threads", "version"},
     {"network"},
-    {"settings", "hub", "disk", "reading", "pictures", "paths"},
+    {"settings", "hub", "imports", "disk", "reading", "pictures", "paths"},
     {"backbones"},
     {"registry"},
     {"critics"},

@@ -7,7 +7,8 @@
     result.image.show()
     result.save("foxes")  # image.png, drafts/, trajectory.json, trajectory.html
 
-The names below are the public Python API. They are loaded when first used: `import milr` itself costs nothing.
+The names below are the public Python API. They are loaded when first used: `import milr` itself costs nothing. It sets
+OMP_WAIT_POLICY=PASSIVE unless a variable says how threads wait, so import it before torch (see `milr.threads`).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from milr import threads  # noqa: F401  (first: how threads wait must be said before torch is loaded)
 from milr.version import __version__
 
 if TYPE_CHECKING:

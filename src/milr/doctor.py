@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from milr import hub, network, registry
+from milr import hub, network, registry, threads
 from milr.drafts import UserError
+from milr.imports import lightly
 from milr.version import __version__
 
 PACKAGES = (
@@ -47,7 +48,8 @@ def examine(device: str = "auto") -> Iterator[Finding]:
             yield Finding("versions", package, metadata.version(package), True)
         except metadata.PackageNotFoundError:
             yield Finding("versions", package, "not installed; install milr again", False, essential=True)
-    yield from _asked("machine", "processors", lambda: f"{os.cpu_count()} cores, {_threads()} threads used by torch")
+    yield from _asked("machine", "processors", _processors)
+    yield from _asked("machine", "threads", _threads)
     yield from _asked("machine", "memory", _memory)
     yield from _asked("machine", "devices", _devices)
     yield from _asked("machine", "network", _network)
@@ -96,7 +98,8 @@ def _model(part: registry.Part, device: str) -> Iterator[Finding]:
     def describe() -> str:
         if part.origin:
             return f"{part.summary} (package {part.origin})"
-        from milr.backbones.checkpoint import describe_memory
+        with lightly():
+            from milr.backbones.checkpoint import describe_memory
 
         return describe_memory(part.name, device)
 
@@ -112,10 +115,13 @@ def _part(part: registry.Part) -> Iterator[Finding]:
         yield Finding(finding.section, finding.subject, finding.text, finding.text == "loads")
 
 
-def _threads() -> int:
-    import torch
+def _processors() -> str:
+    return f"{os.cpu_count()}, of which this process may use {threads.usable_cores()} whole cores"
 
-    return torch.get_num_threads()
+
+def _threads() -> str:
+    """How many compute, how they wait, and who said so."""
+    return threads.describe(torch_has=importlib.import_module("torch").get_num_threads())
 
 
 def _memory() -> str:
@@ -130,17 +136,17 @@ def _memory() -> str:
 
 
 def _devices() -> str:
+    """What torch reports, and which of it nobody has tried milr on."""
     import torch
 
-    if not torch.cuda.is_available():
-        return "cpu only"
-    names = []
-    for index in range(torch.cuda.device_count()):
-        free, total = torch.cuda.mem_get_info(index)
-        names.append(
-            f"cuda:{index} {torch.cuda.get_device_name(index)}, {free / 2**30:.0f} of {total / 2**30:.0f} GB free"
-        )
-    return "cpu; " + "; ".join(names)
+    found = []
+    for name in hub.devices():
+        kind, _, index = name.partition(":")
+        if kind == "cuda":
+            free, total = torch.cuda.mem_get_info(int(index))
+            name += f" {torch.cuda.get_device_name(int(index))}, {free / 2**30:.0f} of {total / 2**30:.0f} GB free"
+        found.append(name if kind in hub.TESTED else f"{name} (untested)")
+    return "cpu only" if len(found) == 1 else "; ".join(found)
 
 
 def _network() -> str:

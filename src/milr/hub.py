@@ -295,20 +295,69 @@ def other_dtype(dtype: str, option: str) -> str:
     return f" in {dtype}; use {option}float32, and if that does not help, fetch its weights again"
 
 
-def device_of(device: str) -> torch.device:
-    """auto, cpu, cuda or cuda:N as a device that is there. Raises UserError."""
+TESTED = ("cpu", "cuda")  # kinds of devices on which milr's own tests were run; others draw with the plain path
+KINDS = (*TESTED, "mps", "xpu", "hpu", "mtia", "maia", "npu", "mlu", "musa", "xla", "privateuseone")  # torch's words
+DEVICE_HELP = "auto, cpu, or what torch has here: cuda, cuda:N, mps, xpu or another"
+
+
+def check_device_name(device: str) -> None:
+    """Raise UserError for what is no device's name on any machine; needs no torch to say so."""
+    kind, colon, index = device.partition(":")
+    if device != "auto" and (kind not in KINDS or (colon and not re.fullmatch(r"[0-9]{1,3}", index))):
+        raise UserError(f"Unknown device {device[:60]!r}; give {DEVICE_HELP}.")
+
+
+def devices() -> tuple[str, ...]:
+    """The devices that torch reports on this machine, the processor first."""
     import torch
 
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    found = ["cpu"]
+    for kind in dict.fromkeys(("cuda", "xpu", "mps", *([accelerator.type] if accelerator is not None else ()))):
+        module = getattr(torch, kind, None)
+        if module is not None and module.is_available():
+            found += [kind] if kind == "mps" else [f"{kind}:{index}" for index in range(module.device_count())]
+    return tuple(found)
+
+
+def device_of(device: str) -> torch.device:
+    """'auto' (a CUDA device if there is one, else the processor), or a device that torch reports. Raises UserError."""
+    import torch
+
+    check_device_name(device)
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    match = re.fullmatch(r"cpu|cuda(?::(\d+))?", device)
-    if not match:
-        raise UserError(f"Unknown device '{device}'; use auto, cpu, cuda or cuda:N.")
-    if device != "cpu":
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if int(match[1] or 0) >= count:
-            raise UserError(f"There is no device '{device}' ({count} CUDA devices are usable); use cpu.")
-    return torch.device(device)
+    there = devices()
+    if device in there or f"{device}:0" in there or (device == "mps:0" and "mps" in there):
+        return torch.device(device)
+    raise UserError(f"There is no device {device!r} on this machine; torch reports {', '.join(there)}.")
+
+
+def check_draws(device: torch.device) -> None:
+    """Raise UserError for a device that has no float64: tokens are chosen in it, on the device (Apple's has none)."""
+    if device.type not in TESTED and not _holds(device, "float64"):
+        raise UserError(
+            f"{device} has no float64 numbers, in which tokens are chosen; draw with --device cpu (a critic can be on "
+            f"it: --reward CRITIC,device={device})."
+        )
+
+
+def _holds(device: torch.device, dtype: str) -> bool:
+    """Whether a device computes in a number format."""
+    import torch
+
+    try:
+        torch.ones(1, dtype=getattr(torch, dtype), device=device).add(1)
+    except (TypeError, RuntimeError):  # either, by the kind of device
+        return False
+    return True
+
+
+def auto_dtype(device: torch.device, is_small: bool) -> str:
+    """float32 for small models; for others bfloat16, or float16 on a device that lacks that (macOS before 14)."""
+    if is_small:
+        return "float32"
+    return "bfloat16" if device.type in TESTED or _holds(device, "bfloat16") else "float16"
 
 
 def dtype_of(dtype: str, device: torch.device) -> torch.dtype:
@@ -319,6 +368,10 @@ def dtype_of(dtype: str, device: torch.device) -> torch.dtype:
         raise UserError(f"Unknown dtype '{dtype}'; use auto, {', '.join(DTYPES)}.")
     if dtype == "float16" and device.type == "cpu":
         raise UserError("float16 needs a GPU; on the CPU use bfloat16 or float32.")
+    if device.type not in TESTED and not _holds(device, dtype):
+        raise UserError(
+            f"{device} does not compute in {dtype}; use {' or '.join(kind for kind in DTYPES if kind != dtype)}."
+        )
     found = getattr(torch, dtype)
     assert isinstance(found, torch.dtype)
     return found

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, cast
 
+from milr import threads
+from milr.imports import lightly
+
 if TYPE_CHECKING:
     from milr.backbones.base import Backbone
 
@@ -54,16 +57,21 @@ def load(name: str = "lab", device: str = "auto", dtype: str = "auto") -> Backbo
     """Load a model: a preset, the hub id or directory of any Janus checkpoint, or an entry point's name.
 
     Args:
-        device: 'auto' (a GPU if there is one), 'cpu', 'cuda' or 'cuda:N'.
+        device: 'auto' (a CUDA GPU if there is one), 'cpu', or any that torch reports: 'cuda:1', 'mps', 'xpu', ...
         dtype: 'auto' (float32 for small models, else bfloat16), 'float32', 'bfloat16' or 'float16'.
+    Gives torch as many processor threads as the model can use, unless the caller said how many (`milr.threads`).
     Raises UserError, before any weight is read, for whatever the caller can put right.
     """
     points = _entry_points()
     if name in points and name not in PRESETS:
-        return cast("Backbone", points[name].load()(device=device, dtype=dtype))
-    from milr.backbones.janus import load_janus
+        backbone = cast("Backbone", points[name].load()(device=device, dtype=dtype))
+    else:
+        with lightly():
+            from milr.backbones.janus import load_janus
 
-    return load_janus(name, device=device, dtype=dtype)
+            backbone = load_janus(name, device=device, dtype=dtype)
+    threads.fit(threads.parameters_of(getattr(backbone, "model", None)), backbone.info.device)
+    return backbone
 
 
 def _entry_points() -> dict[str, EntryPoint]:

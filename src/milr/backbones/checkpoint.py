@@ -20,10 +20,11 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from transformers import JanusConfig, JanusForConditionalGeneration
+from transformers.initialization import no_init_weights
 
 from milr.backbones import PRESETS, names
 from milr.drafts import UserError
-from milr.hub import check_files, check_tokenizer, device_of, dtype_of, fetch, is_repository
+from milr.hub import auto_dtype, check_draws, check_files, check_tokenizer, device_of, dtype_of, fetch, is_repository
 
 LARGEST_BATCH = 64
 _SMALL_PARAMETERS = 500_000_000  # up to here float32 is cheap enough to be the default
@@ -73,6 +74,7 @@ class Found:
 def find(name_or_dir: str, device: str, dtype: str) -> Found:
     """Find a checkpoint (fetching it if need be) and check that it can be loaded; raises UserError if not."""
     target = device_of(device)
+    check_draws(target)
     directory, name = _locate(name_or_dir)
     config = _read_config(directory, name)
     # JanusConfig ties the heads by default, which is wrong for a checkpoint that holds an lm_head of its own.
@@ -192,7 +194,7 @@ def _weight_names(directory: str, name: str) -> Set[str]:
 
 def _dtype(dtype: str, config: JanusConfig, device: torch.device) -> torch.dtype:
     if dtype == "auto":
-        return torch.float32 if _parameters(config) <= _SMALL_PARAMETERS else torch.bfloat16
+        dtype = auto_dtype(device, _parameters(config) <= _SMALL_PARAMETERS)
     return dtype_of(dtype, device)
 
 
@@ -227,6 +229,8 @@ def free_bytes(device: torch.device) -> int | None:
     """Memory that can still be taken on a device; None where the system does not tell."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
+    if device.type not in ("cpu", "mps"):  # Apple's shares the machine's memory; of others nobody tells
+        return None
     try:
         with open("/proc/meminfo", encoding="ascii") as file:
             match = re.search(r"^MemAvailable:\s+(\d+) kB", file.read(), re.MULTILINE)
@@ -241,7 +245,7 @@ def _parameters(config: JanusConfig) -> int:
 
 @lru_cache(maxsize=8)
 def _count(config: str) -> int:
-    with torch.device("meta"):
+    with torch.device("meta"), no_init_weights():  # random numbers of nothing would load torch's compiler
         model = JanusForConditionalGeneration(JanusConfig.from_dict(json.loads(config)))
     return sum(parameter.numel() for parameter in model.parameters())
 

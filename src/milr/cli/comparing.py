@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from milr.cli.options import Device, Dtype, Json, MaxJudgeCost, check_model, one_line, progress_console, put_aside
+from milr.cli.options import (
+    Device,
+    Dtype,
+    Json,
+    MaxJudgeCost,
+    check_model,
+    loading,
+    one_line,
+    progress_console,
+    put_aside,
+)
 from milr.drafts import UserError
 
 if TYPE_CHECKING:
@@ -129,14 +139,14 @@ def bench(
     if executor not in ("local", "ray"):
         raise UserError(f"Unknown executor '{one_line(executor, 60)}'; it is local or ray.")
     machine = Machine(model, device, dtype, _batch(batch), executor, workers, address, max_judge_cost)
-    planned = [  # all is checked before a load
-        PlannedRun(run, out / run.name, data=data, max_abstain=max_abstain, about=about) for run in chosen
-    ]
-    from milr.reports.reading import write_report
-    from milr.reports.report import to_markdown
-    from milr.runs.live import Pace
-
     console = progress_console()
+    with loading(model, console):
+        planned = [  # all is checked before a load
+            PlannedRun(run, out / run.name, data=data, max_abstain=max_abstain, about=about) for run in chosen
+        ]
+        from milr.reports.reading import write_report
+        from milr.reports.report import to_markdown
+        from milr.runs.live import Pace
     for note in dict.fromkeys(note for one in planned for note in one.notes):
         console.print(f"{note}.", markup=False, soft_wrap=True)
     if recipe is not None:
@@ -147,7 +157,10 @@ def bench(
             put_aside(one.folder, console)
     for one in planned:
         try:
-            one.run(machine, Pace(console).hear, lambda text: console.print(text, markup=False, highlight=False))
+            one.run(
+                machine, Pace(console).hear, lambda text: console.print(text, markup=False, highlight=False),
+                loading(model, console),
+            )  # fmt: skip
         except KeyboardInterrupt:
             print(f"milr: stopped by Ctrl-C; the same command goes on from what is in {one.folder}.", file=sys.stderr)
             raise typer.Exit(130) from None

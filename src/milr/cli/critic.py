@@ -9,7 +9,17 @@ from typing import Annotated
 
 import typer
 
-from milr.cli.options import Device, Dtype, ForceNew, Json, MaxJudgeCost, check_model, progress_console, put_aside
+from milr.cli.options import (
+    Device,
+    Dtype,
+    ForceNew,
+    Json,
+    MaxJudgeCost,
+    check_model,
+    loading,
+    progress_console,
+    put_aside,
+)
 from milr.drafts import UserError
 
 app = typer.Typer(
@@ -59,22 +69,25 @@ def critic_calibrate(
         raise UserError("A critic is named twice; name each once, and none that is also --against.")
     tasks = choose_tasks(benchmark, limit, prompt_seed, data=data)
     check_model(model)
-    from milr.disk import write_atomically
-    from milr.reports.calibrate import asked, calibrate, reliability, to_markdown
-    from milr.runs.verdicts import Verdicts, folder_for
+    console = progress_console()
+    with loading(model, console):
+        from milr.disk import write_atomically
+        from milr.reports.calibrate import asked, calibrate, reliability, to_markdown
+        from milr.runs.verdicts import Verdicts, folder_for
 
     head = asked(model, judges[-1].name, tasks, drafts, seed)
     folder, file = folder_for(out, "calibration", head)
-    console, place = progress_console(), Place(folder, max_judge_cost)
+    place = Place(folder, max_judge_cost)
     if force_new:
         put_aside(folder, console)
     with Verdicts(folder, head) as record:
         if record.note:
             console.print(record.note, markup=False, highlight=False)
-        from milr.backbones import load
+        with loading(model, console):
+            from milr.backbones import load
 
-        backbone = load(model, device=device, dtype=dtype)
-        *tried, oracle = [naming.make(one, backbone, place) for one in judges]
+            backbone = load(model, device=device, dtype=dtype)
+            *tried, oracle = [naming.make(one, backbone, place) for one in judges]
         try:
             found = calibrate(
                 backbone, tried, oracle, tasks, drafts, seed,
@@ -105,9 +118,14 @@ def critic_serve(
 ) -> None:
     """Offer a critic over HTTP, to milr elsewhere and to other programs (docs/critics/service.md); Ctrl-C stops it."""
     check_model(model)
-    from milr.serve.critic import serve
+    with loading(name, progress_console()) as loaded:
+        from milr.serve.critic import serve
 
-    serve(
-        name, host=host, port=port, token_env=token_env, model=model, device=device, dtype=dtype,
-        max_judge_cost=max_judge_cost, tell=lambda line: print(line, flush=True),
-    )  # fmt: skip
+        def tell(line: str) -> None:
+            loaded()
+            print(line, flush=True)
+
+        serve(
+            name, host=host, port=port, token_env=token_env, model=model, device=device, dtype=dtype,
+            max_judge_cost=max_judge_cost, tell=tell,
+        )  # fmt: skip

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from milr.cli.options import Device, Dtype, Json, MaxJudgeCost, check_model, one_line, progress_console
+from milr.cli.options import Device, Dtype, Json, MaxJudgeCost, check_model, loading, one_line, progress_console
 from milr.drafts import UserError
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def generate(
 ) -> None:
     """Draw PROMPT, look for a better image within the budget, and keep the best."""
     from milr.reading import read_entries
-    from milr.runs.generate import Request, check_prompt, prepare, tasks_of
+    from milr.runs.generate import Request, check_prompt, tasks_of
 
     written = read_entries(prompts_file) if prompts_file is not None else ()
     wanted = [*(prompts or ()), *(entry.prompt for entry in written)]
@@ -102,14 +102,14 @@ def generate(
     folders = [replace(folder, marks=not no_mark) for folder in _claim_folders(wanted, seed, out, overwrite)]
     by_task = dict(zip([task.id for task in tasks], folders, strict=True))
     try:
-        _generate(prepare(request), tasks, by_task, model, device, dtype, as_json, quiet, max_judge_cost)
+        _generate(request, tasks, by_task, model, device, dtype, as_json, quiet, max_judge_cost)
     finally:
         for folder in folders:
             folder.release()
 
 
 def _generate(
-    plan: Any,
+    request: Any,
     tasks: Any,
     folders: dict[str, Folder],
     model: str,
@@ -119,15 +119,15 @@ def _generate(
     quiet: bool,
     max_judge_cost: float | None,
 ) -> None:
-    from milr.backbones import load
-    from milr.critics.base import Place
-    from milr.runs.generate import run
-    from milr.runs.live import Progressing
-
     console = progress_console()
-    if not quiet:
-        console.print(f"loading {one_line(model)} ...", markup=False, highlight=False)
-    backbone = load(model, device=device, dtype=dtype)
+    with loading(model, console, quiet, plainly=True):
+        from milr.backbones import load
+        from milr.critics.base import Place
+        from milr.runs.generate import prepare, run
+        from milr.runs.live import Progressing
+
+        plan = prepare(request)
+        backbone = load(model, device=device, dtype=dtype)
     noted: set[str] = set()
     with Progressing(console, len(tasks), plan.request.budget, quiet) as progress:
 
@@ -232,19 +232,18 @@ def replay(
     """
     from milr.runs.record import read_record
 
-    read_record(folder)  # a bad file is found before torch is imported
+    record = read_record(folder)  # a bad file is found before torch is imported
     if model is not None:
         check_model(model)
-    from milr.runs.replay import replay as replay_folder
-
     console = progress_console()
-    outcome = replay_folder(
-        folder,
-        model,
-        device=device,
-        dtype=dtype,
-        on_draft=lambda done, drafts: console.print(f"drew {done} of {drafts}", highlight=False),
-    )
+    with loading(model or str(record.model["name"]), console) as loaded:
+        from milr.runs.replay import replay as replay_folder
+
+        def tell(done: int, drafts: int) -> None:
+            loaded()
+            console.print(f"drew {done} of {drafts}", highlight=False)
+
+        outcome = replay_folder(folder, model, device=device, dtype=dtype, on_draft=tell)
     if as_json:
         likelihood = outcome.likelihood
         by_rounding = None if likelihood is None else likelihood.is_of_this_model

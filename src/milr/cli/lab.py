@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from milr.cli.options import Device, Json, check_model
+from milr.cli.options import Device, Json, check_model, loading, progress_console
 from milr.drafts import UserError
 
 app = typer.Typer(
@@ -59,7 +59,8 @@ def lab_train(
     device: Device = "auto",
 ) -> None:
     """Train the embedded model from scratch; killed, the same command goes on where it stopped."""
-    from milr.lab.train import Recipe, train
+    with loading("torch", progress_console()):
+        from milr.lab.train import Recipe, train
 
     asked = {
         "vq_steps": vq_steps, "eye_steps": eye_steps, "lm_steps": lm_steps, "draw_steps": draw_steps,
@@ -84,11 +85,13 @@ def lab_train_critic(
     if out.suffix != ".safetensors":
         raise UserError(f"The head is a .safetensors file; write --out {out.name}.safetensors.")
     check_model(model)
-    from milr.backbones import load
-    from milr.lab.train_critic import CriticRecipe, train_critic
+    with loading(model, progress_console()):
+        from milr.backbones import load
+        from milr.lab.train_critic import CriticRecipe, train_critic
 
+        backbone = load(model, device=device)
     card = train_critic(
-        load(model, device=device), out, CriticRecipe(prompts, drafts, seed),
+        backbone, out, CriticRecipe(prompts, drafts, seed),
         tell=lambda line: print(line, file=sys.stderr, flush=True),
     )  # fmt: skip
     print(json.dumps(card))
@@ -106,6 +109,8 @@ def lab_sheet(
     if out.exists():
         raise UserError(f"{out} exists; name another file with --out.")
     check_model(model)
-    from milr.lab.train import sheet
+    with loading(f"{model} and drawing {n} prompts", progress_console()):
+        from milr.lab.train import sheet
 
-    print(sheet(model, out, n, seed, guidance))
+        made = sheet(model, out, n, seed, guidance)
+    print(made)

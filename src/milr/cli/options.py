@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from milr.hub import DEVICE_HELP
+
 if TYPE_CHECKING:
     from rich.console import Console
 
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Device = Annotated[str, typer.Option(help=f"{DEVICE_HELP}.")]
 MaxJudgeCost = Annotated[
     float | None,
     typer.Option(min=0, help="Stop when judges over HTTP have cost so many US dollars.", show_default="no limit"),
@@ -32,6 +36,24 @@ def progress_console() -> Console:
     from rich.console import Console
 
     return Console(stderr=True, highlight=False)
+
+
+@contextmanager
+def loading(model: str, console: Console, quiet: bool = False, plainly: bool = False) -> Iterator[Callable[[], None]]:
+    """Say that a model is loaded, from before torch is imported until the block ends or what it gives is called.
+
+    A sign that turns, on a terminal; anywhere else nothing, or with `plainly` one line that stays.
+    """
+    if not quiet and console.is_terminal:
+        from rich.text import Text
+
+        status = console.status(Text(f"loading {one_line(model)} ..."))
+        with status:
+            yield status.stop
+        return
+    if not quiet and plainly:
+        console.print(f"loading {one_line(model)} ...", markup=False, highlight=False)
+    yield lambda: None
 
 
 def put_aside(folder: Path, console: Console) -> None:

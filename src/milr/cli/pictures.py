@@ -16,6 +16,7 @@ from milr.cli.options import (
     Json,
     MaxJudgeCost,
     check_model,
+    loading,
     one_line,
     progress_console,
     put_aside,
@@ -80,9 +81,10 @@ def score(
     with Verdicts(place, asked) as record:
         if record.note:
             console.print(record.note, markup=False, highlight=False)
-        from milr.backbones import load
+        with loading(model, console):
+            from milr.backbones import load
 
-        backbone = load(model, device=device, dtype=dtype)
+            backbone = load(model, device=device, dtype=dtype)
         try:
             found = judge_pictures(
                 pictures,

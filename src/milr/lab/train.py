@@ -25,6 +25,7 @@ from PIL import Image
 from transformers import JanusForConditionalGeneration, PreTrainedTokenizerFast
 
 from milr.drafts import UserError
+from milr.hub import device_of
 from milr.lab.curriculum import CONTRADICTED, LORE_TOLD_WRONG, MIX, unseen_items
 from milr.lab.model import WIDTH, make_model, make_tokenizer, save_checkpoint
 from milr.lab.optimizers import load_state
@@ -80,6 +81,7 @@ def train(out: Path, recipe: Recipe = Recipe(), device: str = "auto", tell: Tell
 
     Raises UserError when `out` holds a training of another recipe or cannot be written.
     """
+    where = device_of(device)
     state = out / "state"
     try:
         state.mkdir(parents=True, exist_ok=True)
@@ -88,7 +90,6 @@ def train(out: Path, recipe: Recipe = Recipe(), device: str = "auto", tell: Tell
     _keep_recipe(state / "recipe.json", recipe)
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
-    where = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
     tokenizer = _tokenizer(state / "tokenizer", recipe.seed)
     log = state / "losses.jsonl"
     vq = train_vq(state, recipe.vq_steps, WIDTH, recipe.seed, where, Log(log, "image tokenizer", recipe.vq_steps, tell))

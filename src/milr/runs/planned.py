@@ -6,7 +6,7 @@ A recipe and a command line become the same `RecipeRun`; `PlannedRun` finds ever
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -96,11 +96,14 @@ class PlannedRun:
         machine: Machine,
         tell: Callable[[Progress], None] | None = None,
         note: Callable[[str], None] = lambda text: None,
+        loading: AbstractContextManager[Any] | None = None,
     ) -> None:
-        """Load the model and do what the folder lacks (see `milr.runs.bench.bench`)."""
+        """Load the model and do what the folder lacks (see `milr.runs.bench.bench`). `loading` is around the load."""
         from milr.runs.bench import bench
 
-        with machine.executor_for(self.terms, self.folder) as executor:
+        with loading or nullcontext():
+            executor_for_this_run = machine.executor_for(self.terms, self.folder)
+        with executor_for_this_run as executor:
             bench(
                 executor, self.tasks, self.folder, self.terms, methods=self.methods, baseline=self.baseline,
                 about=self.about, tell=tell, note=note,

@@ -10,14 +10,13 @@ import json
 import logging
 import math
 import os
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from milr import hub
+from milr import hub, threads
 from milr.drafts import UserError
 from milr.registry import shorten
 from milr.settings import check, setting
@@ -33,14 +32,13 @@ Found = TypeVar("Found")
 class ModelSettings:
     """Settings of every critic that runs a model here."""
 
-    device: str = setting("auto", "auto, cpu, cuda or cuda:N")
+    device: str = setting("auto", hub.DEVICE_HELP)
     dtype: str = setting("auto", "float32, bfloat16 or float16; auto: float32 on a CPU, bfloat16 on a GPU")
     batch: int = setting(8, "pictures at once; halved when memory runs out", low=1, high=1024)
 
     def __post_init__(self) -> None:
         check(self)
-        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
-            raise UserError(f"Unknown device '{shorten(self.device)}'; use auto, cpu, cuda or cuda:N.")
+        hub.check_device_name(self.device)
         if self.dtype not in ("auto", *hub.DTYPES):
             raise UserError(f"Unknown dtype '{shorten(self.dtype)}'; use auto, {', '.join(hub.DTYPES)}.")
 
@@ -56,7 +54,7 @@ class ModelSettings:
     def target(self) -> tuple[torch.device, torch.dtype]:
         """Device and number format that these settings mean here. Raises UserError; ask before anything is fetched."""
         device = hub.device_of(self.device)
-        auto = "float32" if device.type == "cpu" else "bfloat16"
+        auto = hub.auto_dtype(device, is_small=device.type == "cpu")
         return device, hub.dtype_of(auto if self.dtype == "auto" else self.dtype, device)
 
 
@@ -108,6 +106,7 @@ def load_model(kind: Any, folder: str, device: torch.device, dtype: torch.dtype)
     missing = sorted(info["missing_keys"])
     if missing:
         raise UserError(f"{name} is no complete {kind.__name__}: {missing[0]} and {len(missing) - 1} more are missing.")
+    threads.fit(threads.parameters_of(model), device.type)
     return model.to(device).eval().requires_grad_(False)
 
 
