@@ -15,10 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
-sys.path[:0] = [str(Path(__file__).parent.parent / "src"), str(Path(__file__).parent)]
-
 import tune
+
 from milr.backbones.decoder import planless_attention
 from milr.backbones.kernels import Kernels, Tuning
 from milr.backbones.random_checkpoint import janus_pro_1b, janus_pro_7b, random_backbone, tiny
@@ -116,9 +114,16 @@ def transformers_generate(model: Any, size: str, images: int) -> None:
             )  # fmt: skip
         tune.synchronize()
         token = (time.perf_counter() - begun) / model.info.image_tokens
-        record(size=size, what=f"transformers {transformers.__version__} generate", images=images, image_token_ms=1e3 * token)
+        record(
+            size=size,
+            what=f"transformers {transformers.__version__} generate",
+            images=images,
+            image_token_ms=1e3 * token,
+        )
     except Exception as error:  # of one version its image mode is broken
-        record(size=size, what=f"transformers {transformers.__version__} generate", images=images, failed=repr(error)[:200])
+        record(
+            size=size, what=f"transformers {transformers.__version__} generate", images=images, failed=repr(error)[:200]
+        )
 
 
 def replay(model: Any, size: str, many: int, few: int) -> None:
@@ -149,15 +154,27 @@ def choices(model: Any, size: str, bandwidth: float) -> None:
         for name, tuning in (
             ("library", Tuning(some_rows=0)),
             ("matrix units", Tuning()),
-            ("matrix units, wide", Tuning(some_qkv=(128, 64, 4, 4), some_gate=(128, 64, 4, 4), some_out=(32, 256, 4, 3))),
+            (
+                "matrix units, wide",
+                Tuning(some_qkv=(128, 64, 4, 4), some_gate=(128, 64, 4, 4), some_out=(32, 256, 4, 3)),
+            ),
             ("matrix units, deep", Tuning(some_qkv=(64, 64, 4, 6), some_gate=(64, 64, 4, 6), some_down=(32, 64, 4, 6))),
-            ("matrix units, small", Tuning(some_out=(16, 256, 4, 3), some_down=(16, 256, 4, 3), some_qkv=(32, 128, 4, 4))),
+            (
+                "matrix units, small",
+                Tuning(some_out=(16, 256, 4, 3), some_down=(16, 256, 4, 3), some_qkv=(32, 128, 4, 4)),
+            ),
         ):
             if DEVICE == "cpu":
                 tuning = Tuning(pdl=False, some_rows=tuning.some_rows)
             try:
                 ms = tune.pass_ms(model, places, tuning, 24)
-                record(size=size, what=f"pass, {name}", images=places, ms=ms, share=(weights + cache) / ms * 1e3 / bandwidth)
+                record(
+                    size=size,
+                    what=f"pass, {name}",
+                    images=places,
+                    ms=ms,
+                    share=(weights + cache) / ms * 1e3 / bandwidth,
+                )
             except Exception as error:
                 record(size=size, what=f"pass, {name}", images=places, failed=repr(error)[:200])
     model._engine.kernels = Kernels(model._decoder, Tuning(pdl=DEVICE == "cuda"))
@@ -182,7 +199,9 @@ def search(model: Any, size: str) -> None:
         tune.synchronize()
         taken = time.perf_counter() - begun
         record(size=size, what="repair, one prompt", width=width, drafts=len(found.drafts), seconds=taken)
-    tasks = [Task(f"{n} red {a} above a blue car", f"{n}{a}") for n in ("two", "one") for a in ("fox", "dog", "cat", "cup")]
+    tasks = [
+        Task(f"{n} red {a} above a blue car", f"{n}{a}") for n in ("two", "one") for a in ("fox", "dog", "cat", "cup")
+    ]
     begun = time.perf_counter()
     found_all = drive(model, critic, tasks, repair, Repair(), budget=2, threshold=2.0)
     tune.synchronize()

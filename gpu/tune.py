@@ -15,8 +15,6 @@ from dataclasses import replace
 
 import torch
 
-sys.path[:0] = [os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "src")]
-
 from milr.backbones.board import Shape
 from milr.backbones.decoding import SURPLUS
 from milr.backbones.janus import JanusBackbone
@@ -106,8 +104,8 @@ def bytes_of_a_pass(model: JanusBackbone, places: int) -> tuple[int, int]:
 
 
 MATRICES = [
-    (8, 1024, 4, False), (8, 512, 4, True), (4, 1024, 4, True), (4, 2048, 4, False), (4, 1024, 4, False), (2, 2048, 4, False),
-    (4, 2048, 8, False),
+    (8, 1024, 4, False), (8, 512, 4, True), (4, 1024, 4, True), (4, 2048, 4, False), (4, 1024, 4, False),
+    (2, 2048, 4, False), (4, 2048, 8, False),
 ]  # fmt: skip
 MEGABYTE = 2**20
 CHOICES = {
@@ -164,7 +162,8 @@ def profile(model: JanusBackbone, places: int, tuning: Tuning | None, name: str)
             torch.cuda.synchronize()
     rows = sorted(found.key_averages(), key=lambda row: -row.self_device_time_total)[:14]
     for row in rows:
-        log(f"   {name} {places}: {row.key[:70]:70} {row.count // 8:4} a pass, {row.self_device_time_total / row.count:8.2f} us")
+        spent = f"{row.self_device_time_total / row.count:8.2f} us"
+        log(f"   {name} {places}: {row.key[:70]:70} {row.count // 8:4} a pass, {spent}")
 
 
 def products(model: JanusBackbone, name: str, bandwidth: float) -> None:
@@ -189,14 +188,17 @@ def products(model: JanusBackbone, name: str, bandwidth: float) -> None:
                 torch.cuda.synchronize()
             seconds = (time.perf_counter() - begun) / 5 / len(weights)
             size = weights[0].numel() * weights[0].itemsize
-            log(f"   {name} library {what:8} rows {rows:4}: {seconds * 1e6:7.1f} us, {size / seconds / bandwidth:.2f} of copy")
+            share = size / seconds / bandwidth
+            log(f"   {name} library {what:8} rows {rows:4}: {seconds * 1e6:7.1f} us, {share:.2f} of copy")
 
 
 def main() -> None:
     sizes = {"tiny": tiny} if SMALL else {"1b": janus_pro_1b, "7b": janus_pro_7b}
     named = [word for word in sys.argv[1:] if not word.startswith("-")]
     bandwidth = copy_bandwidth()
-    record(what="copy", gb_per_second=bandwidth / 1e9, device=torch.cuda.get_device_name() if DEVICE == "cuda" else "cpu")
+    record(
+        what="copy", gb_per_second=bandwidth / 1e9, device=torch.cuda.get_device_name() if DEVICE == "cuda" else "cpu"
+    )
     for name, config in sizes.items():
         if named and name not in named:
             continue

@@ -12,8 +12,8 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when Triton is imported, which transformers does
 
-from milr.backbones.janus import JanusBackbone, load_janus  # noqa: E402
-from milr.backbones.random_checkpoint import make_checkpoint, tiny  # noqa: E402
+from milr.backbones.janus import JanusBackbone, load_janus
+from milr.backbones.random_checkpoint import make_checkpoint, tiny
 
 # A gate is green or red for the same reasons everywhere: hypothesis tries the same examples each time, however slowly.
 # `make test-slow` looks for new ones (HYPOTHESIS_PROFILE=search).

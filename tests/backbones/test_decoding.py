@@ -13,8 +13,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from milr.backbones.sampling import choose, guide, prefix_length, uniforms
 from milr.backbones.janus import JanusBackbone
+from milr.backbones.sampling import choose, guide, prefix_length, uniforms
 from milr.drafts import Ask, Drawn, Forced, Greedy, Order, Sample
 from rounding import assert_same_tokens, assert_tied_where_they_part, of_model, ties
 

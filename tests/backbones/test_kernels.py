@@ -102,7 +102,9 @@ def orders() -> list[Order]:
         Order("a red apple", Ask(text_ratio=0.4, image_ratio=0.3), 1),
         Order("two green birds", Ask(Forced((7, 8), then=Sample(0.8)), Sample(2.0), image_ratio=1.0), 2),
         Order("x", Ask(Sample(), Greedy()), 3),
-        Order("a car", Ask(Sample(), Forced(picture + (1,) * 7, Sample(), frozenset({1, 2, 6, 8})), image_ratio=0.5), 4),
+        Order(
+            "a car", Ask(Sample(), Forced(picture + (1,) * 7, Sample(), frozenset({1, 2, 6, 8})), image_ratio=0.5), 4
+        ),
     ]
 
 

@@ -15,8 +15,8 @@ from torch.testing import assert_close
 
 import reference
 from milr import lab
-from milr.backbones.sampling import uniforms
 from milr.backbones.janus import JanusBackbone, load_janus
+from milr.backbones.sampling import uniforms
 from milr.drafts import Drawn, Latents, Score, Task
 from milr.searches.driver import draft_stream, drive, search_rng
 from milr.searches.latent import Milr, milr

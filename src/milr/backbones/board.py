@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from milr.backbones.decoder import Cache, Decoder
+from milr.backbones.decoder import Decoder
 from milr.backbones.sampling import choose, guide
 
 if TYPE_CHECKING:
@@ -112,8 +112,8 @@ class Board:
         self.at += 1
 
     def choose_at(self, places: Tensor, at: Tensor, state: Tensor, is_greedy: bool) -> None:
-        """Choose the tokens at positions [n] of the drafts at `places` [n], from `state` [branches, n, D], where they are
-        free."""
+        """Choose the tokens at positions [n], where they are free, of the drafts at `places` [n] from `state`
+        [branches, n, D]."""
         # Before guidance, which multiplies the rounding of bfloat16.
         logits = self.stage.head(state.flatten(0, 1)).float().view(*state.shape[:2], -1)
         logits = guide(logits[0], logits[1], self.scales[places]) if len(logits) == 2 else logits[0]

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from milr.backbones.board import Board, GraphBoard, Shape, Stage
 from milr.backbones.decoder import Decoder, planless_attention
-from milr.backbones.sampling import Floats, choose
+from milr.backbones.sampling import Floats
 
 if TYPE_CHECKING:
     from milr.backbones.kernels import Kernels
@@ -60,7 +60,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Decoded:
-    """Tokens without the end token, whether it came, latents [keep, branches, D] float32 on the model's device, cost."""
+    """Tokens without the end token, whether it came, cost, and latents [keep, branches, D]: float32, on the device."""
 
     tokens: tuple[int, ...]
     ended: bool

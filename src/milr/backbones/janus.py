@@ -22,9 +22,9 @@ from transformers import AutoTokenizer, JanusForConditionalGeneration
 from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
 from milr.backbones.base import BackboneInfo
-from milr.backbones.checkpoint import LARGEST_BATCH, find
 from milr.backbones.board import Stage
-from milr.backbones.decoder import Cache, Decoder, planless_attention
+from milr.backbones.checkpoint import LARGEST_BATCH, find
+from milr.backbones.decoder import Cache, Decoder
 from milr.backbones.decoding import Decoded, Engine, NotFinite, Plan
 from milr.backbones.sampling import guide, prefix_length, uniforms
 from milr.drafts import Choice, Cost, Drawn, Forced, Greedy, Latents, Order, UserError
