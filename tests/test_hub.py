@@ -269,14 +269,11 @@ def test_number_formats_that_a_device_lacks_are_told(monkeypatch):
 
     mps = torch.device("mps")
     monkeypatch.setattr(hub, "_holds", lambda device, dtype: dtype not in ("float64", "bfloat16"))
-    with pytest.raises(UserError, match=r"mps has no float64 numbers.*draw with --device cpu"):
-        hub.check_draws(mps)
     with pytest.raises(UserError, match="mps does not compute in bfloat16; use float32 or float16"):
         hub.dtype_of("bfloat16", mps)
     assert hub.auto_dtype(mps, is_small=True) == "float32"
     assert hub.auto_dtype(mps, is_small=False) == "float16"
     monkeypatch.undo()
-    hub.check_draws(torch.device("cpu"))
     assert hub.auto_dtype(torch.device("cpu"), is_small=False) == "bfloat16"
     assert hub._holds(torch.device("cpu"), "float64")
     assert not hub._holds(torch.device("mps"), "float32")  # torch raises here: there is none

@@ -333,15 +333,6 @@ def device_of(device: str) -> torch.device:
     raise UserError(f"There is no device {device!r} on this machine; torch reports {', '.join(there)}.")
 
 
-def check_draws(device: torch.device) -> None:
-    """Raise UserError for a device that has no float64: tokens are chosen in it, on the device (Apple's has none)."""
-    if device.type not in TESTED and not _holds(device, "float64"):
-        raise UserError(
-            f"{device} has no float64 numbers, in which tokens are chosen; draw with --device cpu (a critic can be on "
-            f"it: --reward CRITIC,device={device})."
-        )
-
-
 def _holds(device: torch.device, dtype: str) -> bool:
     """Whether a device computes in a number format."""
     import torch

@@ -69,7 +69,8 @@ class Board:
         self.free = torch.ones(places, shape.length, dtype=torch.bool, device=device)
         self.at = torch.ones(places, dtype=torch.long, device=device)
         self.offset = torch.zeros(places, dtype=torch.long, device=device)
-        self.numbers = torch.zeros(places, shape.length, dtype=torch.float64, device=device)
+        exact = "cpu" if device.type == "mps" else device  # Apple's knows no float64
+        self.numbers = torch.zeros(places, shape.length, dtype=torch.float64, device=exact)
         self.temperatures = torch.ones(places, device=device)
         self.scales = torch.ones(places, 1, device=device)
         self.latents = torch.zeros(places, shape.keep + 1, shape.branches, decoder.hidden_size, device=device)
@@ -118,7 +119,8 @@ class Board:
         logits = self.stage.head(state.flatten(0, 1)).float().view(*state.shape[:2], -1)
         logits = guide(logits[0], logits[1], self.scales[places]) if len(logits) == 2 else logits[0]
         self.health[places] += logits.amax(-1)
-        chosen = choose(logits, self.temperatures[places], self.numbers[places, at], is_greedy)
+        numbers = self.numbers[places.to(self.numbers.device), at.to(self.numbers.device)]
+        chosen = choose(logits, self.temperatures[places], numbers, is_greedy)
         tokens = torch.where(self.free[places, at], chosen, self.tokens[places, at])
         self.tokens[places, at] = tokens
         if self.stage.end is not None:
@@ -128,7 +130,8 @@ class Board:
         """Put the drafts at `places` onto a smaller board, in this order. It may lie in the same memory."""
         chosen = torch.tensor(places, device=self.at.device)
         for name in ("tokens", "free", "offset", "numbers", "temperatures", "scales", "latents", "health", "ended"):
-            getattr(other, name)[: len(places)] = getattr(self, name)[chosen]
+            mine = getattr(self, name)
+            getattr(other, name)[: len(places)] = mine[chosen.to(mine.device)]
         branches = range(self.shape.branches)
         rows = torch.cat([chosen + branch * self.shape.places for branch in branches])
         seats = torch.arange(len(places), device=self.at.device)

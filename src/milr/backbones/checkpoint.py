@@ -24,7 +24,7 @@ from transformers.initialization import no_init_weights
 
 from milr.backbones import PRESETS, names
 from milr.drafts import UserError
-from milr.hub import auto_dtype, check_draws, check_files, check_tokenizer, device_of, dtype_of, fetch, is_repository
+from milr.hub import auto_dtype, check_files, check_tokenizer, device_of, dtype_of, fetch, is_repository
 
 LARGEST_BATCH = 64
 _SMALL_PARAMETERS = 500_000_000  # up to here float32 is cheap enough to be the default
@@ -74,7 +74,6 @@ class Found:
 def find(name_or_dir: str, device: str, dtype: str) -> Found:
     """Find a checkpoint (fetching it if need be) and check that it can be loaded; raises UserError if not."""
     target = device_of(device)
-    check_draws(target)
     directory, name = _locate(name_or_dir)
     config = _read_config(directory, name)
     # JanusConfig ties the heads by default, which is wrong for a checkpoint that holds an lm_head of its own.

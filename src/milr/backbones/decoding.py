@@ -213,7 +213,7 @@ class _Run:
         board.ended.zero_()
         for buffer, values in ((board.tokens, tokens), (board.free, free), (board.numbers, numbers)):
             buffer.zero_()
-            buffer[:seated, :length] = torch.from_numpy(values).to(self.device)
+            buffer[:seated, :length] = torch.from_numpy(values).to(buffer.device)
         for row, numbers_of in (
             (board.offset, [len(way.plan.prompts[0]) - 1 for way in ways]),
             (board.temperatures, [way.plan.temperature for way in ways]),

@@ -38,7 +38,7 @@ def choose(logits: Tensor, temperatures: Tensor, numbers: Tensor, greedy: bool |
     Args:
         logits: [B, V] float32.
         temperatures: [B].
-        numbers: [B] float64, uniform in [0, 1).
+        numbers: [B] float64, uniform in [0, 1), on a device that knows float64.
         greedy: what is known of the temperatures: all are 0, or not. None: look, which waits for the device.
     """
     best = logits.argmax(-1)
@@ -47,6 +47,6 @@ def choose(logits: Tensor, temperatures: Tensor, numbers: Tensor, greedy: bool |
         return best
     # The maximum is taken off before dividing: a tiny temperature must not overflow.
     shifted = (logits - logits.gather(1, best[:, None])) / torch.where(sampled, temperatures, 1.0)[:, None]
-    cumulative = shifted.softmax(-1).cumsum(-1, dtype=torch.float64)
+    cumulative = shifted.softmax(-1).to(numbers.device).cumsum(-1, dtype=torch.float64)
     token = torch.searchsorted(cumulative, (numbers * cumulative[:, -1])[:, None], right=True)[:, 0]
-    return torch.where(sampled, token.clamp(max=logits.shape[-1] - 1), best)
+    return torch.where(sampled, token.to(logits.device).clamp(max=logits.shape[-1] - 1), best)
