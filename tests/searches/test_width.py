@@ -325,3 +325,36 @@ def test_the_last_picture_of_the_authors_code_is_the_one_that_solved() -> None:
     critic = CountingCritic(lambda tokens, task: next(values))
     (found,) = run("official", 3, critic=critic, budget=9, tasks=tasks())
     assert (found.best, found.stopped, len(found.drafts)) == (1, "search", 4)
+
+
+# --- What judging and searching cost --------------------------------------------------------------------------
+
+
+def test_seconds_of_the_critic_and_of_the_search_are_charged_to_the_drafts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that only the critic (a second a picture) and the search (ten a round) move."""
+    now = [0.0]
+
+    class Slow(CountingCritic):
+        def score(self, images: Any, tasks: Any) -> list[Score]:
+            now[0] += len(images)
+            return super().score(images, tasks)
+
+    def thinking(problem: Problem, settings: None) -> Search:
+        draft = yield Ask(image=Sample())
+        while True:
+            now[0] += 10
+            draft = yield [replace(draft.ask if isinstance(draft, Draft) else draft[0].ask)] * 4
+
+    monkeypatch.setattr("milr.searches.driver.clock", lambda: now[0])
+    found = drive(Toy(), Slow(match), tasks(2), thinking, None, budget=7, threshold=9)
+    for one in found:
+        costs = [draft.drawn.cost for draft in one.drafts]
+        assert [cost.critic_seconds for cost in costs] == [1] * 7
+        assert [cost.search_seconds for cost in costs] == [10, *[2.5] * 4, *[5] * 2]
+        assert (one.cost.critic_seconds, one.cost.search_seconds, one.cost.all_seconds) == (7, 30, 37)
+    record = {(one.task.id, 0): one.drafts[:3] for one in found}
+    again = drive(Toy(), Slow(match), tasks(2), thinking, None, budget=7, threshold=9, resume=record)
+    for one in again:  # what was paid for is not charged again
+        costs = [draft.drawn.cost for draft in one.drafts]
+        assert [cost.critic_seconds for cost in costs] == [1] * 7
+        assert [cost.search_seconds for cost in costs] == [10, *[2.5] * 4, *[5] * 2]

@@ -13,21 +13,26 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import time
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass, replace
-from typing import Any, TypedDict, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack
 
 import numpy as np
 
 from milr.backbones.base import Backbone
 from milr.critics.base import Critic, judge
-from milr.drafts import Ask, Draft, Drawn, Forced, Order, Score, Task, Trajectory, UserError, reaches
+from milr.drafts import Ask, Cost, Draft, Drawn, Forced, Order, Score, Task, Trajectory, UserError, reaches
 from milr.searches.base import Problem, Search, whole_text
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 Settings = TypeVar("Settings")
 
 MAX_BUDGET = 100_000
 ABSTENTIONS_IN_A_ROW = 10  # then the critic is taken to be out of order, and the search ends with its reason
+clock = time.perf_counter  # of what judging and searching take; drawing is measured where it is done
 UNJUDGED = Score(None, reason="no critic has seen it yet", outage=True)  # the score of a draft that was just drawn
 
 Key = tuple[str, int]  # task id, seed index: names one search within a run
@@ -43,6 +48,14 @@ class Started:
     task: Task
     seed_index: int
     budget: int
+
+
+@dataclass(frozen=True)
+class DraftsDrawn:
+    """These images were drawn and go to the critic now: they come back as drafts that are scored. Whoever keeps them
+    may begin to write them."""
+
+    images: Sequence[Image]
 
 
 @dataclass(frozen=True)
@@ -72,7 +85,7 @@ class Finished:
     trajectory: Trajectory
 
 
-Event = Started | DraftScored | RoundEnded | Finished
+Event = Started | DraftsDrawn | DraftScored | RoundEnded | Finished
 
 
 class Interrupted(KeyboardInterrupt):
@@ -140,7 +153,7 @@ class Options(TypedDict, total=False):
     held_out: critics that score only the returned image, after the search: not charged, never seen by it.
     judge_first: whether they judge the first image too (default yes): a report needs it to see that a search is fooled.
     batch: searches side by side (default 32). Changes speed and memory, never a result.
-    on_event: hears Started, DraftScored, RoundEnded and Finished as they happen.
+    on_event: hears Started, DraftsDrawn, DraftScored, RoundEnded and Finished as they happen.
     """
 
     name: str
@@ -329,6 +342,8 @@ def _play_round(backbone: Backbone, critic: Critic, lanes: Sequence[Lane], tell:
         drawn[id(lane)][place] = drawing
     lanes = [lane for lane in lanes if lane.take(drawn[id(lane)])]
     asked = [(lane, draft) for lane in lanes for draft in lane.unjudged]
+    tell(DraftsDrawn([draft.drawn.image for _, draft in asked if draft.score is UNJUDGED]))
+    began = clock()
     try:
         found = judge(critic, [draft.drawn.image for _, draft in asked], [lane.task for lane, _ in asked])
     except UserError as error:
@@ -338,11 +353,12 @@ def _play_round(backbone: Backbone, critic: Critic, lanes: Sequence[Lane], tell:
                 lane.tell_scored(replace(draft, score=replace(UNJUDGED, reason=str(error))), recorded=False)
         tell(RoundEnded())
         raise
+    seconds = (clock() - began) / max(1, len(asked))
     scores: dict[int, dict[int, Score]] = {id(lane): {} for lane in lanes}
     for (lane, draft), score in zip(asked, found, strict=True):
         scores[id(lane)][draft.number] = score
     for lane in lanes:
-        lane.keep(scores[id(lane)])
+        lane.keep(scores[id(lane)], seconds)
     # All drafts of the round are kept before the first search goes on: Ctrl-C from here on loses none.
     for lane in lanes:
         lane.go_on()
@@ -461,14 +477,15 @@ class Lane:
         """The drafts of the round that no critic has judged yet, or none could be asked about."""
         return [draft for draft in self.taken if draft is not None and draft.score.outage]
 
-    def keep(self, scores: Mapping[int, Score]) -> None:
-        """Add the drafts of the round with these scores, by number; those without one bring theirs along. The best is
-        the earliest of highest reward."""
+    def keep(self, scores: Mapping[int, Score], seconds: float = 0.0) -> None:
+        """Add the drafts of the round with these scores, by number, of which each took so long; those without one bring
+        theirs along. The best is the earliest of highest reward."""
         taken, self.taken = self.taken, []  # with their latents, which the search is sent and nobody keeps
         for draft in taken:
             assert draft is not None, "the round is drawn"
             recorded = draft.number not in scores
-            draft = replace(draft, score=scores.get(draft.number, draft.score))
+            if not recorded:
+                draft = _charged(replace(draft, score=scores[draft.number]), critic_seconds=seconds)
             self.drafts.append(draft.without_latents())
             best_reward = self.drafts[self.best].reward
             if draft.reward is not None and (best_reward is None or draft.reward > best_reward):
@@ -481,11 +498,16 @@ class Lane:
         sent = [replace(one.draft, score=without_words(one.draft.score)) for one in kept]
         asked: Ask | Sequence[Ask] | None = None
         choice: int | None = None
+        began = clock()
         try:
             # The very last round too: the search may have a choice to make.
             asked = self.search.send(sent[0] if self.is_single else sent)
         except StopIteration as stop:
             choice = stop.value
+        seconds = (clock() - began) / len(kept)
+        for one in kept:
+            if not one.recorded:
+                self.drafts[one.draft.number] = _charged(self.drafts[one.draft.number], search_seconds=seconds)
         abstentions = _abstentions(self.drafts)
         if any(reaches(one.draft.reward, self.threshold) for one in kept):
             self.stopped = "threshold"
@@ -508,7 +530,7 @@ class Lane:
                 self.notes.append(f"No draft could be scored ({why}); draft {self.best} is kept unjudged.")
         for one in kept:
             best = self.best if one is kept[-1] else one.best
-            self.tell_scored(one.draft, best=best, recorded=one.recorded)
+            self.tell_scored(self.drafts[one.draft.number], best=best, recorded=one.recorded)
         if not self.stopped:
             assert asked is not None, "a search that asks for no more has stopped"
             self._begin_round(asked)
@@ -533,6 +555,12 @@ class Lane:
         after = len(self.recorded) - place - 1
         self.notes.append(f"{why}; it and the {after} drafts after it on record were drawn afresh.")
         del self.recorded[place:]
+
+
+def _charged(draft: Draft, critic_seconds: float = 0.0, search_seconds: float = 0.0) -> Draft:
+    """The draft, to which these seconds are charged."""
+    cost = draft.drawn.cost + Cost(critic_seconds=critic_seconds, search_seconds=search_seconds)
+    return replace(draft, drawn=replace(draft.drawn, cost=cost))
 
 
 def without_words(score: Score) -> Score:
