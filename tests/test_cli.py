@@ -89,7 +89,6 @@ BAD = [
     (["fox", "--seed", "-1"], "seed must be"),
     (["fox", "--width", "0"], "width is auto or a whole number"),
     (["fox", "--width", "wide"], "--width is auto or a whole number"),
-    (["fox", "--width", "4", "--search", "single"], "one draft at a time"),
     (["fox", "--search", "mlir"], "Did you mean 'milr'"),
     (["fox", "--model", "lap"], "Did you mean 'lab'"),
     (["fox", "--reward", "rednes"], "Did you mean 'redness'"),

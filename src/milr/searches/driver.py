@@ -6,6 +6,10 @@ all in one call of the critic, and sends each lane its drafts. Nothing here know
 draws, or where results are written: events tell whoever wants to show or to journal.
 
 Equal cost holds by construction: one scored draft is one reward call, and nobody can draw or score elsewhere.
+
+A critic that only waits for a server (`critics.base.waits`) is asked in a thread, and other lanes are drawn meanwhile:
+twice as many searches are under way then, of which at most half are drawn at a time. What a search asks and gets is the
+same, in the same order; only the lanes change turns. Everything else, and every event, stays on the drawing thread.
 """
 
 from __future__ import annotations
@@ -15,13 +19,14 @@ import json
 import math
 import time
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, is_dataclass, replace
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack
 
 import numpy as np
 
 from milr.backbones.base import Backbone
-from milr.critics.base import Critic, judge
+from milr.critics.base import Critic, hurry, judge, waits
 from milr.drafts import Ask, Cost, Draft, Drawn, Forced, Order, Score, Task, Trajectory, UserError, reaches
 from milr.searches.base import Problem, Search, whole_text
 
@@ -32,6 +37,9 @@ Settings = TypeVar("Settings")
 
 MAX_BUDGET = 100_000
 ABSTENTIONS_IN_A_ROW = 10  # then the critic is taken to be out of order, and the search ends with its reason
+AHEAD = 2  # searches under way for each that is drawn at a time, where others are drawn while some are judged
+JUDGES = 16  # threads, at most, that wait for critics
+
 clock = time.perf_counter  # of what judging and searching take; drawing is measured where it is done
 UNJUDGED = Score(None, reason="no critic has seen it yet", outage=True)  # the score of a draft that was just drawn
 
@@ -264,105 +272,232 @@ def drive_jobs(
         )
         return Lane(search(problem, settings), job, seed, budget, threshold, problem.text_end, tell)
 
-    def end(lanes: Sequence[Lane], *, judge_held_out: bool = True) -> list[Trajectory]:
-        # The returned draft and the first one of each lane; where they are the same it is judged once.
-        scores: dict[tuple[str, int, int], Score] = {}
-        for other in held_out if judge_held_out else ():
-            asked = [
-                (lane, number)
-                for lane in lanes
-                if other.name not in lane.judged
-                for number in sorted({lane.best} | ({0} if judge_first else set()))
-            ]
-            images = [lane.drafts[number].drawn.image for lane, number in asked]
-            found = judge(other, images, [lane.task for lane, _ in asked])
-            scores |= {
-                (other.name, id(lane), number): score for (lane, number), score in zip(asked, found, strict=True)
-            }
-
-        def verdicts(lane: Lane, number: int) -> dict[str, Score]:
-            return {other.name: scores[key] for other in held_out if (key := (other.name, id(lane), number)) in scores}
-
-        return [
-            Trajectory(
-                task=lane.task,
-                search=name or search_name(search),
-                settings=asdict(settings) if is_dataclass(settings) and not isinstance(settings, type) else {},
-                critic=critic.name,
-                model=backbone.info.name,
-                seed=seed,
-                seed_index=lane.seed_index,
-                drafts=tuple(lane.drafts),
-                best=lane.best,
-                stopped=lane.stopped,
-                held_out=verdicts(lane, lane.best),
-                held_out_first=verdicts(lane, 0) if judge_first else {},
-                notes=tuple(lane.notes),
-            )
-            for lane in lanes
-        ]
+    def ended(lane: Lane) -> Trajectory:
+        return Trajectory(
+            task=lane.task,
+            search=name or search_name(search),
+            settings=asdict(settings) if is_dataclass(settings) and not isinstance(settings, type) else {},
+            critic=critic.name,
+            model=backbone.info.name,
+            seed=seed,
+            seed_index=lane.seed_index,
+            drafts=tuple(lane.drafts),
+            best=lane.best,
+            stopped=lane.stopped,
+            held_out=lane.verdicts(held_out, lane.best),
+            held_out_first=lane.verdicts(held_out, 0) if judge_first else {},
+            notes=tuple(lane.notes),
+        )
 
     lanes: list[Lane] = []  # all that are begun and not yet handed out
+    judges = _Judges()
+    asked: list[_Round] = []  # with the critic
+    ending: list[_Ending] = []  # with held-out critics
+    at_most = batch * AHEAD if waits(critic) else batch
+
+    def settle(why: str | None) -> None:
+        """The run ends: what is with the critic is kept with its verdict, or, for a reason, without one."""
+        judges.close([critic, *held_out])
+        told = False
+        while asked:
+            played = asked.pop(0)
+            if (found := played.found()) is not None:
+                _take_in(played, *found)
+            elif why is not None:
+                played.tell_unjudged(why)
+            told = told or found is not None or why is not None
+        if told:
+            tell(RoundEnded())
+
     try:
         while True:
-            while len(lanes) < batch and (job := next(jobs, None)) is not None:
+            while len(lanes) < at_most and (job := next(jobs, None)) is not None:
                 tell(Started(job.task, job.seed_index, budget))
                 lanes.append(start(job))
                 lanes[-1].feed_records()
             if not lanes:
                 return
-            _play_round(backbone, critic, [lane for lane in lanes if not lane.stopped], tell)
-            tell(RoundEnded())
-            ended = [lane for lane in lanes if lane.stopped]
-            for lane, trajectory in zip(ended, end(ended), strict=True):
-                tell(Finished(trajectory))
-                yield trajectory
-                lanes.remove(lane)  # only now: Ctrl-C in between must not lose it
+            idle = [lane for lane in lanes if lane.is_ready]
+            if idle:
+                # Where some are drawn while others are judged never all at once: there would be no others.
+                many = min(batch, math.ceil(len(lanes) / AHEAD)) if at_most > batch else batch
+                drawn, idle = idle[:many], idle[many:]
+                asked += [_Round.drawn(backbone, drawn, tell)]
+                asked[-1].ask(critic, judges)
+                idle += [lane for lane in drawn if lane.is_ready]
+            under_way = [one.answer for one in asked] + [group.answer for group in ending]
+            judges.wait(under_way, until_one=not idle and not _stopped(lanes))
+            judged = [played for played in asked if played.answer.done()]
+            for played in judged:
+                found = played.answer.result()
+                asked.remove(played)
+                _take_in(played, *found)
+            if judged or not asked:
+                tell(RoundEnded())
+            if stopped := _stopped(lanes):
+                ending.append(_Ending.ask(stopped, held_out, judge_first, judges))
+            for group in [group for group in ending if group.answer.done()]:
+                group.take_in()
+                for lane in group.lanes:
+                    trajectory = ended(lane)
+                    tell(Finished(trajectory))
+                    yield trajectory
+                    lanes.remove(lane)  # only now: Ctrl-C in between must not lose it
+                ending.remove(group)
+    except UserError as error:
+        settle(str(error))
+        raise
     except KeyboardInterrupt as interrupt:
+        settle(None)
         for lane in lanes:
             lane.stopped = lane.stopped or "interrupted"
         # Not judged by the held-out critics: who presses Ctrl-C wants to be out, and resuming will do it.
-        kept = end([lane for lane in lanes if lane.drafts], judge_held_out=False)
+        kept = [ended(lane) for lane in lanes if lane.drafts]
         for trajectory in kept:
             tell(Finished(trajectory))
         raise Interrupted(kept) from interrupt
     finally:
+        judges.close([critic, *held_out])
         for lane in lanes:
             lane.search.close()
 
 
-def _play_round(backbone: Backbone, critic: Critic, lanes: Sequence[Lane], tell: Callable[[Event], None]) -> None:
-    """Draw and score the round that each lane asks for."""
-    orders = [(lane, place, order) for lane in lanes for place, order in lane.orders()]
-    drawings = backbone.draw([order for _, _, order in orders]) if orders else []
-    if len(drawings) != len(orders):
-        raise RuntimeError(f"the backbone drew {len(drawings)} images for {len(orders)} orders")
-    drawn: dict[int, dict[int, Drawn]] = {id(lane): {} for lane in lanes}
-    for (lane, place, _), drawing in zip(orders, drawings, strict=True):
-        drawn[id(lane)][place] = drawing
-    lanes = [lane for lane in lanes if lane.take(drawn[id(lane)])]
-    asked = [(lane, draft) for lane in lanes for draft in lane.unjudged]
-    tell(DraftsDrawn([draft.drawn.image for _, draft in asked if draft.score is UNJUDGED]))
-    began = clock()
-    try:
-        found = judge(critic, [draft.drawn.image for _, draft in asked], [lane.task for lane, _ in asked])
-    except UserError as error:
-        # The pictures are there, so they are kept: they are judged, not drawn again, when the user has seen to it.
-        for lane, draft in asked:
+def _stopped(lanes: Sequence[Lane]) -> list[Lane]:
+    """The searches that are over and that no held-out critic was asked about yet."""
+    return [lane for lane in lanes if lane.stopped and not lane.is_judged]
+
+
+class _Judges:
+    """Has critics asked: one that only waits for a server in a thread, another one here and now."""
+
+    def __init__(self) -> None:
+        self._threads: ThreadPoolExecutor | None = None
+
+    def do(self, work: Callable[[], Any], *, beside: bool) -> Future[Any]:
+        """What comes of this work, or why nothing does."""
+        if beside:
+            self._threads = self._threads or ThreadPoolExecutor(JUDGES, "milr-judge")
+            return self._threads.submit(work)
+        answer: Future[Any] = Future()
+        try:
+            answer.set_result(work())
+        except Exception as error:  # Ctrl-C goes its way
+            answer.set_exception(error)
+        return answer
+
+    @staticmethod
+    def wait(answers: Sequence[Future[Any]], *, until_one: bool) -> None:
+        if until_one and answers:
+            wait(answers, return_when=FIRST_COMPLETED)
+
+    def close(self, critics: Sequence[Critic]) -> None:
+        """Take back what is not begun, and wait for the rest: no thread outlives the run."""
+        if self._threads is not None:
+            for critic in critics:
+                hurry(critic)
+            self._threads.shutdown(cancel_futures=True)
+            self._threads = None
+
+
+@dataclass(eq=False)
+class _Round:
+    """Rounds of several lanes that were drawn together and are judged together: the drafts that lack a verdict."""
+
+    lanes: Sequence[Lane]
+    drafts: Sequence[tuple[Lane, Draft]]
+    answer: Future[tuple[list[Score], float]]
+
+    @classmethod
+    def drawn(cls, backbone: Backbone, lanes: Sequence[Lane], tell: Callable[[Event], None]) -> _Round:
+        """Draw the round that each lane asks for."""
+        orders = [(lane, place, order) for lane in lanes for place, order in lane.orders()]
+        drawings = backbone.draw([order for _, _, order in orders]) if orders else []
+        if len(drawings) != len(orders):
+            raise RuntimeError(f"the backbone drew {len(drawings)} images for {len(orders)} orders")
+        drawn: dict[int, dict[int, Drawn]] = {id(lane): {} for lane in lanes}
+        for (lane, place, _), drawing in zip(orders, drawings, strict=True):
+            drawn[id(lane)][place] = drawing
+        lanes = [lane for lane in lanes if lane.take(drawn[id(lane)])]
+        drafts = [(lane, draft) for lane in lanes for draft in lane.unjudged]
+        tell(DraftsDrawn([draft.drawn.image for _, draft in drafts if draft.score is UNJUDGED]))
+        return cls(lanes, drafts, Future())
+
+    def ask(self, critic: Critic, judges: _Judges) -> None:
+        """Have them judged. The lanes do nothing until then."""
+        images, tasks = [draft.drawn.image for _, draft in self.drafts], [lane.task for lane, _ in self.drafts]
+
+        def work() -> tuple[list[Score], float]:
+            began = clock()
+            scores = judge(critic, images, tasks)
+            return scores, (clock() - began) / max(1, len(images))
+
+        for lane in self.lanes:
+            lane.is_with_critic = True
+        self.answer = judges.do(work, beside=waits(critic) and bool(images))
+
+    def found(self) -> tuple[list[Score], float] | None:
+        """The scores and the seconds of each; None where there are none."""
+        is_there = self.answer.done() and not self.answer.cancelled() and self.answer.exception() is None
+        return self.answer.result() if is_there else None
+
+    def tell_unjudged(self, why: str) -> None:
+        """The pictures are there, so they are kept: they are judged, not drawn again, when the user has seen to it."""
+        for lane, draft in self.drafts:
             if draft.score is UNJUDGED:  # else it is on record as it is
-                lane.tell_scored(replace(draft, score=replace(UNJUDGED, reason=str(error))), recorded=False)
-        tell(RoundEnded())
-        raise
-    seconds = (clock() - began) / max(1, len(asked))
-    scores: dict[int, dict[int, Score]] = {id(lane): {} for lane in lanes}
-    for (lane, draft), score in zip(asked, found, strict=True):
+                lane.tell_scored(replace(draft, score=replace(UNJUDGED, reason=why)), recorded=False)
+
+
+def _take_in(played: _Round, found: Sequence[Score], seconds: float) -> None:
+    """Keep the drafts with their scores, and let the searches go on."""
+    scores: dict[int, dict[int, Score]] = {id(lane): {} for lane in played.lanes}
+    for (lane, draft), score in zip(played.drafts, found, strict=True):
         scores[id(lane)][draft.number] = score
-    for lane in lanes:
+    for lane in played.lanes:
         lane.keep(scores[id(lane)], seconds)
+        lane.is_with_critic = False
     # All drafts of the round are kept before the first search goes on: Ctrl-C from here on loses none.
-    for lane in lanes:
+    for lane in played.lanes:
         lane.go_on()
         lane.feed_records()
+
+
+@dataclass(eq=False)
+class _Ending:
+    """Searches that are over, and whose returned draft (and first one) held-out critics judge."""
+
+    lanes: Sequence[Lane]
+    answer: Future[list[tuple[str, list[tuple[Lane, int]], list[Score]]]]
+    here: list[tuple[str, list[tuple[Lane, int]], list[Score]]]
+
+    @classmethod
+    def ask(cls, lanes: Sequence[Lane], held_out: Sequence[Critic], judge_first: bool, judges: _Judges) -> _Ending:
+        """Those that wait for a server are asked in a thread, one after the other."""
+
+        def asks(critics: Sequence[Critic]) -> list[tuple[str, list[tuple[Lane, int]], list[Score]]]:
+            found = []
+            for other in critics:
+                # The returned draft and the first one of each lane; where they are the same it is judged once.
+                wanted = [
+                    (lane, number)
+                    for lane in lanes
+                    if other.name not in lane.judged
+                    for number in sorted({lane.best} | ({0} if judge_first else set()))
+                ]
+                images = [lane.drafts[number].drawn.image for lane, number in wanted]
+                found.append((other.name, wanted, judge(other, images, [lane.task for lane, _ in wanted])))
+            return found
+
+        for lane in lanes:
+            lane.is_judged = True
+        remote = [other for other in held_out if waits(other)]
+        answer = judges.do(lambda: asks(remote), beside=bool(remote))
+        return cls(lanes, answer, asks([other for other in held_out if not waits(other)]))
+
+    def take_in(self) -> None:
+        """Give every lane its verdicts."""
+        for name, wanted, scores in (*self.here, *self.answer.result()):
+            for (lane, number), score in zip(wanted, scores, strict=True):
+                lane.held_out[name, number] = score
 
 
 @dataclass(frozen=True)
@@ -403,6 +538,9 @@ class Lane:
         self.taken: list[Draft | None] = []
         self.round: list[_Kept] = []  # scored, and not yet sent to the search
         self.is_single = True  # whether the search asked for one draft, and not for a list of them
+        self.is_with_critic = False
+        self.is_judged = False  # or held-out critics have been asked to
+        self.held_out: dict[tuple[str, int], Score] = {}  # by critic and draft
         first = next(search)  # a search that asks for nothing at all is a bug: StopIteration becomes RuntimeError
         if job.ended is not None:
             self.drafts, self.recorded = self.recorded, []
@@ -423,6 +561,15 @@ class Lane:
             if (draft.number, draft.ask, draft.stream) != (number, self.asks[place], self._stream(place)):
                 self._drop_records(place, f"Draft {number} on record was asked for differently")
                 break
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether its round may be drawn."""
+        return not self.stopped and not self.is_with_critic
+
+    def verdicts(self, held_out: Sequence[Critic], number: int) -> dict[str, Score]:
+        """What held-out critics say of a draft, as far as they were asked."""
+        return {other.name: self.held_out[key] for other in held_out if (key := (other.name, number)) in self.held_out}
 
     def _stream(self, place: int) -> int:
         return draft_stream(self.seed, self.task.id, self.seed_index, len(self.drafts) + place)
