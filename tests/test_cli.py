@@ -88,6 +88,8 @@ BAD = [
     (["fox", "--threshold", "nan"], "threshold must be"),
     (["fox", "--threshold", "inf"], "threshold must be"),
     (["fox", "--seed", "-1"], "seed must be"),
+    (["fox", "--width", "0"], "width is auto or a whole number"),
+    (["fox", "--width", "wide"], "--width is auto or a whole number"),
     (["fox", "--search", "mlir"], "Did you mean 'milr'"),
     (["fox", "--model", "lap"], "Did you mean 'lab'"),
     (["fox", "--reward", "rednes"], "Did you mean 'redness'"),

@@ -143,8 +143,16 @@ for part in ${*:-tuning main-2 right errs main second ablation milr diagnosis cr
     trust mix-self "mix:0.5*self+0.5*scene-lite" "--held-out scene"
     trust parts "$parts" "--held-out scene"
     ;;
+  width) # several drafts a round, one prompt at a time: success against calls, and against the seconds that a user waits
+    # Prompts of a seed that no command or report used before. Not yet in docs/results.md, so not among all parts.
+    bench width "--prompt-seed 31101 --limit 600 --batch 1 --baseline w1" \
+      w1=repair,width=1 w2=repair,width=2 w4=repair,width=4 w8=repair,width=8 w16=repair,width=16
+    bench width-best-of-n "--prompt-seed 31101 --limit 600 --batch 1 --baseline w1" \
+      w1=$sampled_tuned,width=1 w2=$sampled_tuned,width=2 w4=$sampled_tuned,width=4 w8=$sampled_tuned,width=8 \
+      w16=$sampled_tuned,width=16
+    ;;
   *)
-    echo "unknown part: $part; there are tuning main-2 right errs main second ablation milr diagnosis critics regularisers noise ratios trust" >&2
+    echo "unknown part: $part; there are tuning main-2 right errs main second ablation milr diagnosis critics regularisers noise ratios trust width" >&2
     exit 2
     ;;
   esac

@@ -112,17 +112,26 @@ class Latents:
 
 @dataclass(frozen=True)
 class Cost:
-    """What was spent. Only tokens that were really sampled count; `seconds` is wall time shared by a batch."""
+    """What was spent. Only tokens that were really sampled count. Seconds are wall time, shared by a batch: `seconds`
+    of drawing, `critic_seconds` of judging, `search_seconds` of what the search did with the draft (the driver measures
+    these two, and they do not count when two costs are compared)."""
 
     reward_calls: int = 0
     text_tokens: int = 0
     image_tokens: int = 0
     prefilled_tokens: int = 0
     seconds: float = 0.0
+    critic_seconds: float = field(default=0.0, compare=False)
+    search_seconds: float = field(default=0.0, compare=False)
 
     @property
     def decoded_tokens(self) -> int:
         return self.text_tokens + self.image_tokens
+
+    @property
+    def all_seconds(self) -> float:
+        """Of drawing, judging and searching."""
+        return self.seconds + self.critic_seconds + self.search_seconds
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(
@@ -131,6 +140,8 @@ class Cost:
             self.image_tokens + other.image_tokens,
             self.prefilled_tokens + other.prefilled_tokens,
             self.seconds + other.seconds,
+            self.critic_seconds + other.critic_seconds,
+            self.search_seconds + other.search_seconds,
         )
 
 

@@ -91,6 +91,52 @@ def test_equal_tokens_cut_the_dearer_search():
     assert pair_of(report, "cheap", "seconds")["won"] == 0  # a second a draft for both
 
 
+def test_what_several_drafts_at_a_time_are_to_a_report():
+    """The solving draft is not always the last, and a method that returns its last one returns that which solved."""
+    wide = Method("wide", "repair", settings=(("width", "3"),))
+    last = Method("last", "milr", "official", settings=(("width", "3"),), returns_last=True)
+    outcomes = [
+        replace(outcome("wide", "1", 0.5, 0.2, 1.0, 0.4, stopped="threshold"), moves=("", "text", "image", "again")),
+        outcome("last", "1", 0.5, 0.95, 0.2, 0.3, returned=1),
+    ]
+    report = make_report(outcomes, (wide, last), prompts(1), {**ABOUT, "budget": 4}, "none")
+    row = report["searches"]["wide"]
+    assert row["moves"]["image"] == {"drafts": 1, "solved": 1}
+    assert [row["by_calls"][str(k)]["reward"] for k in (1, 2, 3, 4)] == [0.5, 0.5, 1.0, 1.0]
+    assert [report["searches"]["last"]["by_calls"][str(k)]["reward"] for k in (1, 2, 3, 4)] == [0.5, 0.95, 0.95, 0.95]
+    assert (row["width"], report["searches"]["last"]["width"]) == (3, 3)
+    (note,) = report["notes"][-1:]
+    assert note.startswith("wide draws 3 drafts at a time, last draws 3 drafts at a time after the first one")
+    assert "@k is the best of its first k drafts" in to_markdown(report)
+    one = make_report([outcome("m", "1", 1.0)], (Method("m", "repair"),), prompts(1), ABOUT)
+    assert "at a time" not in to_markdown(one)
+
+
+def test_seconds_are_those_of_drawing_judging_and_searching():
+    """Drawing takes a second a draft; the critic of `dear` takes three more. At equal seconds it gets fewer drafts."""
+    told = {"judging": (3.0,) * 3, "searching": (0.5,) * 3}
+    dear = [replace(outcome("dear", str(k), 0.0, 0.0, 1.0), **told) for k in (1, 2)]
+    cheap = [replace(outcome("cheap", str(k), 0.0, 0.0, 0.0), judging=(0.0,) * 3, searching=(0.0,) * 3) for k in (1, 2)]
+    methods = (Method("dear", "repair"), Method("cheap", "best-of-n"))
+    report = make_report([*dear, *cheap], methods, prompts(2), ABOUT, "cheap")
+    row = report["searches"]["dear"]
+    assert row["seconds_a_draft"] == {"drawing": 1.0, "judging": 3.0, "searching": 0.5}
+    assert (row["seconds"], row["by_calls"]["2"]["seconds"]) == (13.5, 9.0)
+    assert (pair_of(report, "dear")["won"], pair_of(report, "dear", "seconds")["won"]) == (2, 0)
+    assert "drawing + judging + searching: dear 1.000 + 3.000 + 0.500, cheap 1.000 + 0.000" in to_markdown(report)
+
+
+def test_journals_of_before_know_seconds_of_drawing_alone():
+    older = [outcome("old", "1", 0.0, 1.0)]
+    newer = [replace(outcome("new", "1", 0.0, 1.0), judging=(1.0, 1.0), searching=(0.0, 0.0))]
+    report = make_report([*older, *newer], (Method("old", "repair"), Method("new", "repair")), prompts(1), ABOUT)
+    assert (report["searches"]["old"]["seconds"], report["searches"]["new"]["seconds"]) == (2.0, 4.0)
+    assert "Of old only drawing is on record, and counted." in to_markdown(report)
+    report = make_report(older, (Method("old", "repair"),), prompts(1), ABOUT)
+    assert report["searches"]["old"]["seconds_a_draft"] == {"drawing": 1.0, "judging": None, "searching": None}
+    assert "judging" not in to_markdown(report)
+
+
 def test_verdicts_are_words_and_corrected_for_many_looks():
     n = 40
     right = [outcome("a", str(k), 1.0) for k in range(1, n + 1)]

@@ -28,14 +28,14 @@ import pytest
 from milr.drafts import UserError
 from milr.reports.reading import write_report
 from milr.runs.bench import Terms, bench
-from milr.runs.methods import METHODS
+from milr.runs.methods import METHODS, Method
 from runs_toy import install_redness, without_machines
 from toy_milr.backbone import ToyBackbone
 from toy_milr.benchmark import tasks
 from toy_milr.critic import Redness
 
 PROMPTS, SEEDS, BUDGET = 6, 2, 5
-FEW = (METHODS[1], METHODS[2], METHODS[7])
+FEW = (METHODS[1], METHODS[2], METHODS[7], Method("repair, three at a time", "repair", None, (("width", "3"),)))
 
 
 class Counting(ToyBackbone):

@@ -1,4 +1,5 @@
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -57,6 +58,36 @@ def test_what_is_done_is_not_drawn_again(redness, tmp_path):
     again = run(tmp_path, CountingBackbone())
     assert CountingBackbone.drawn == 0
     assert again == whole
+
+
+WIDE = choose_methods(["repair,width=3", "best-of-n:distinct,width=4", "milr:repaired,width=2"])
+
+
+def test_a_run_that_was_cut_within_a_round_ends_as_if_it_had_not_been(redness, tmp_path):
+    """After every so many lines of its journal: the next drafts of the round are drawn, those on record are not."""
+    whole = run(tmp_path / "whole", methods=WIDE, n=4, budget=6)
+    lines = (tmp_path / "whole" / "journal.jsonl").read_bytes().splitlines(keepends=True)
+    drafts = sum(b'"draft"' in line for line in lines)
+    for kept in (2, 4, 5, 7, 12, 17, 24, 30):
+        shutil.copytree(tmp_path / "whole", cut := tmp_path / f"cut-{kept}")
+        (cut / "journal.jsonl").write_bytes(b"".join(lines[:kept]))
+        backbone = Sampling()
+        assert run(cut, backbone, methods=WIDE, n=4, budget=6) == whole
+        assert backbone.sampled <= drafts - sum(b'"draft"' in line for line in lines[:kept])
+    settings = [dict(method["settings"]) for method in json.loads(lines[0])["started"]["methods"]]
+    assert [one["width"] for one in settings] == ["3", "4", "2"]
+    assert [row["width"] for row in whole["searches"].values()] == [3, 4, 2]
+
+
+class Sampling(ToyBackbone):
+    """Counts the drafts that it samples (one whose tokens are all forced is only read)."""
+
+    sampled = 0
+
+    def draw(self, orders):
+        found = super().draw(orders)
+        self.sampled += sum(one.cost.decoded_tokens > 0 for one in found)
+        return found
 
 
 def test_another_method_joins_later(redness, tmp_path):

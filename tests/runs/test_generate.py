@@ -50,6 +50,38 @@ def tokens_of(result):
     return [(draft.drawn.text_tokens, draft.drawn.image_tokens) for draft in result.trajectory.drafts]
 
 
+def test_the_width_is_asked_for_found_or_left_alone(monkeypatch):
+    def width(**options):
+        result = draw(**{"budget": 3, "search": "repair", **options})
+        assert result.record["settings"].get("width", 1) == result.width == result.to_json()["width"]
+        return result.width, result.record["preset"]
+
+    monkeypatch.setattr("milr.backbones.speed.good_width", lambda backbone: 6, raising=False)
+    assert width() == (1, "default")  # in Python nothing depends on the machine unless that is asked for
+    assert width(width="auto") == (6, "default")
+    assert width(width=4) == width(settings={"width": "4"}) == (4, "default")
+    assert width(width="auto", settings={"width": 2}) == (2, "default")  # what is said is said
+    assert width(width="auto", search="single") == width(width=1, search="single") == (1, "default")
+    assert draw(width=3, budget=7, search="best-of-n").trajectory.cost.reward_calls == 7
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"width": 0}, "width is auto or a whole number"),
+        ({"width": "wide"}, "width is auto or a whole number"),
+        ({"width": True}, "width is auto or a whole number"),
+        ({"width": 2.5}, "width is auto or a whole number"),
+        ({"width": 257}, "'width' must be a number from 1 to 256"),
+        ({"width": 4, "search": "single"}, "asks for one draft at a time"),
+        ({"width": 4, "settings": {"width": "5"}}, "5 in the settings and 4 beside them"),
+    ],
+)
+def test_a_width_that_cannot_be_is_one_sentence(options, complaint):
+    with pytest.raises(UserError, match=complaint):
+        draw(**options)
+
+
 def test_the_same_prompt_twice_is_two_tasks():
     assert [task.id.count("-") for task in tasks_of(["a fox", "a fox", "a car"])] == [0, 1, 0]
 

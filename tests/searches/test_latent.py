@@ -113,10 +113,10 @@ def test_a_first_step_is_adams_by_hand() -> None:
     # Adam's first step is lr * g / (|g| + eps), whatever the scale of g (Kingma & Ba 2015, algorithm 1).
     searched = SearchedLatents(start(), head(), 0.03)
     gradient = searched.gradient((1, 2, 3))
-    assert_close(searched.move(0.25, (1, 2, 3)), float(gradient.norm()))
+    assert_close(searched.move([0.25], [(1, 2, 3)]), float(gradient.norm()))
     assert_close(searched.values.detach(), start() + 0.03 * gradient.sign(), atol=1e-5, rtol=0)
     pushed = SearchedLatents(start(), head(), 0.03)
-    pushed.move(-0.25, (1, 2, 3))
+    pushed.move([-0.25], [(1, 2, 3)])
     assert_close(pushed.values.detach(), start() - 0.03 * gradient.sign(), atol=1e-5, rtol=0)
 
 
@@ -127,13 +127,13 @@ def test_a_gradient_that_is_not_finite_moves_nothing_and_leaves_adam_clean() -> 
         return head()(latents) * (float("nan") if broken else 1.0)
 
     searched, clean = SearchedLatents(start(), logits, 0.03), SearchedLatents(start(), logits, 0.03)
-    searched.move(-1, (1, 2, 3))
+    searched.move([-1], [(1, 2, 3)])
     broken = True
-    assert searched.move(-1, (1, 2, 3)) is None
+    assert searched.move([-1], [(1, 2, 3)]) is None
     broken = False
-    searched.move(-1, (1, 2, 3))
+    searched.move([-1], [(1, 2, 3)])
     for _ in range(2):
-        clean.move(-1, (1, 2, 3))
+        clean.move([-1], [(1, 2, 3)])
     assert_close(searched.values, clean.values, atol=0, rtol=0)
 
 

@@ -17,6 +17,7 @@ from milr.backbones.base import BackboneInfo
 from milr.drafts import Choice, Cost, Drawn, Forced, Greedy, Latents, Order, Score, Task
 
 DIM, VOCAB, GRID, MAX_TEXT, END = 6, 8, 3, 12, 0
+SHADE = 7  # of red a token; up to 36 tokens can be told apart in a picture
 
 
 class Toy:
@@ -87,7 +88,7 @@ class Toy:
                 text=torch.stack(text_states)[: math.ceil(ask.text_ratio * len(text)), 0],
                 image=torch.stack(image_states)[: math.ceil(ask.image_ratio * len(image))],
             )
-        colours = np.array([[token * 30, 0, 0] for token in image], dtype=np.uint8)
+        colours = np.array([[token * SHADE, 0, 0] for token in image], dtype=np.uint8)
         return Drawn(
             reasoning=self.decode_text(text),
             text_tokens=tuple(text),
@@ -154,7 +155,7 @@ class CountingCritic:
 
 
 def tokens_of(image: Image.Image) -> tuple[int, ...]:
-    return tuple(int(red) // 30 for red in np.asarray(image)[:, :, 0].ravel())
+    return tuple(int(red) // SHADE for red in np.asarray(image)[:, :, 0].ravel())
 
 
 def match(tokens: tuple[int, ...], task: Task) -> float:

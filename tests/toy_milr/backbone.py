@@ -14,6 +14,9 @@ from PIL import Image
 
 from milr.backbones.base import BackboneInfo
 from milr.drafts import Cost, Drawn, Forced, Latents, Sample, UserError
+from milr.searches import driver
+
+driver.clock = lambda: 0.0  # as its seconds are made up, so that two runs can be compared byte by byte
 
 NAME = "toy"
 SUMMARY = "coloured blocks, for tests"

@@ -29,8 +29,10 @@ class Critic(Protocol):
     UserError only where the user must act before anything can go on (a wrong key, a spent budget): that ends the work,
     what is on record stays, and the same command goes on later. docs/critics.md has the whole table.
 
-    Two more methods may be there: `why_not(prompt)` says why it can say nothing of a prompt (else None), and
-    `settle(place)` is called once before the first score.
+    More may be there: `why_not(prompt)` says why it can say nothing of a prompt (else None), and `settle(place)` is
+    called once before the first score. `waits` says that it only waits for a server and may be asked from several
+    threads at once: then other drafts are drawn meanwhile. `hurry()` tells such a one that the run is over while it is
+    asked: what is on its way may still come, nothing is tried again.
     """
 
     name: str
@@ -97,6 +99,17 @@ NOWHERE = Place()  # no folder, no limit
 def content_of(critic: Critic) -> str:
     """What decides this critic's verdicts beside its name, as `naming.content_of` says it; '' for one made by hand."""
     return str(getattr(critic, "content", ""))
+
+
+def waits(critic: Critic) -> bool:
+    """Whether a critic only waits for a server while it judges, and may be asked from several threads at once."""
+    return bool(getattr(critic, "waits", False))
+
+
+def hurry(critic: Critic) -> None:
+    """Nobody waits for the critic any more than it takes to end what is on its way."""
+    if (told := getattr(critic, "hurry", None)) is not None:
+        told()
 
 
 def judge(critic: Critic, images: Sequence[Image], tasks: Sequence[Task]) -> list[Score]:

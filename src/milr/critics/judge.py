@@ -138,10 +138,14 @@ class Judge:
     """Marks each picture by the rubric. It sees the picture, the prompt and what the rubric shows it of the task."""
 
     name = NAME
+    waits = True
 
     def __init__(self, settings: JudgeSettings) -> None:
         self.rubric = read_rubric(settings.rubric)
         self.chat = Chat(settings)
+
+    def hurry(self) -> None:
+        self.chat.hurry()
 
     def settle(self, place: Place) -> None:
         self.chat.settle(place)

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from milr.critics import naming
-from milr.critics.base import Critic, Place, judge, mean
+from milr.critics.base import Critic, Place, hurry, judge, mean, waits
 from milr.drafts import Score, Task, UserError
 from milr.registry import shorten
 from milr.settings import check, setting
@@ -113,6 +113,15 @@ class MixCritic:
         """The first reason of a part."""
         asked = (why(prompt) for part in self.parts if (why := getattr(part, "why_not", None)) is not None)
         return next((reason for reason in asked if reason is not None), None)
+
+    @property
+    def waits(self) -> bool:
+        """Whether every part only waits for a server."""
+        return all(map(waits, self.parts))
+
+    def hurry(self) -> None:
+        for part in self.parts:
+            hurry(part)
 
     def settle(self, place: Place) -> None:
         for part in self.parts:

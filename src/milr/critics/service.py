@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -86,16 +87,35 @@ class ServiceCritic:
     """Says what the service says. Splits batches as the service's limits want it; connects at the first score."""
 
     name = NAME
+    waits = True
 
     def __init__(self, settings: Service) -> None:
         self._settings = settings
         self._url = settings.url.rstrip("/")
         self._client: httpx.Client | None = None
         self._info: wire.Info | None = None
+        self._lock = threading.Lock()
+        self._asking = 0  # calls of `score` under way
+        self._is_over = False  # and nobody waits for them
+
+    def hurry(self) -> None:
+        """Nobody waits any more: what is being asked now may be replied to, nothing is tried again."""
+        with self._lock:
+            self._is_over = self._asking > 0
 
     def score(self, images: Sequence[Image], tasks: Sequence[Task]) -> list[Score]:
         """Abstains where the service does, breaks the contract, or is gone. Raises UserError where it never was there,
         refuses the token, or says that its user must act."""
+        with self._lock:
+            self._asking += 1
+        try:
+            return self._score(images, tasks)
+        finally:
+            with self._lock:
+                self._asking -= 1
+                self._is_over = self._is_over and self._asking > 0
+
+    def _score(self, images: Sequence[Image], tasks: Sequence[Task]) -> list[Score]:
         limits = self._limits()
         scores: list[Score] = []
         for items in _requests(images, tasks, limits, min(self._settings.batch, limits.items)):
@@ -218,7 +238,7 @@ class ServiceCritic:
 
     def _wait_before(self, error: Exception) -> bool | float:
         """Whether to ask again after this, or in how many seconds."""
-        if not isinstance(error, _Later):
+        if not isinstance(error, _Later) or self._is_over:
             return False
         return True if error.wait is None else min(error.wait, LONGEST_WAIT, self._settings.max_wait)
 

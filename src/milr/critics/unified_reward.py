@@ -101,12 +101,17 @@ class UnifiedRewardCritic:
 
     def __init__(self, write: Write, settings: UnifiedRewardSettings, chat: Chat | None = None) -> None:
         self._write, self._settings, self._chat = write, settings, chat
+        self.waits = chat is not None  # for a server; else it takes a device
 
     def score(self, images: Sequence[Image], tasks: Sequence[Task]) -> list[Score]:
         """Abstains where there is no reply, or no grade in it."""
         request = _REQUESTS[self._settings.version]
         replies = self._write(images, [request.replace("{prompt}", task.prompt.strip()) for task in tasks])
         return [abstain(reason) if text is None else self._read(text) for text, reason in replies]
+
+    def hurry(self) -> None:
+        if self._chat is not None:
+            self._chat.hurry()
 
     def settle(self, place: Place) -> None:
         if self._chat is not None:

@@ -83,6 +83,7 @@ class VqaCritic:
 
     def __init__(self, ask: Ask, settings: VqaSettings, chat: Chat | None = None) -> None:
         self._ask, self._settings, self._chat = ask, settings, chat
+        self.waits = chat is not None  # for a server; else it takes a device
 
     def score(self, images: Sequence[Image], tasks: Sequence[Task]) -> list[Score]:
         """Abstains where the model does not answer one of a task's questions."""
@@ -90,6 +91,10 @@ class VqaCritic:
         shown = [image for image, some in zip(images, asked, strict=True) for _ in some]
         answers = iter(self._ask(shown, [question for some in asked for question, _ in some]))
         return [_score(some, [next(answers) for _ in some], self._settings.mean) for some in asked]
+
+    def hurry(self) -> None:
+        if self._chat is not None:
+            self._chat.hurry()
 
     def settle(self, place: Place) -> None:
         if self._chat is not None:

@@ -25,7 +25,7 @@ from typing import Any
 
 from milr.drafts import RIGHT, ROUNDING, Task, reaches
 from milr.runs.journal import Outcome
-from milr.runs.methods import BASELINE, Method, looks_at_budget
+from milr.runs.methods import BASELINE, Method, looks_at_budget, width_of
 from milr.statistics import (
     clustered_share,
     holm,
@@ -96,7 +96,7 @@ def make_report(
         "baseline": baseline if baseline in names else None,
         "calls": calls,
         "warnings": list(maker.warnings(searches, max_abstain)),
-        "notes": [*maker.notes(searches), *not_a_budget(searches, budget)],
+        "notes": [*maker.notes(searches), *not_a_budget(searches, budget), *several_at_once(searches)],
         "searches": searches,
         "pairs": maker.pairs(methods, table, baseline, calls),
     }
@@ -170,7 +170,7 @@ class _Maker:
         self, method: Method, groups: Groups, overall: Callable[[Mapping[str, float]], float] | None
     ) -> dict[str, Any]:
         flat = [outcome for group in groups for outcome in group]
-        solving = Counter(o.moves[-1] for o in flat if len(o.moves) > 1 and reaches(o.rewards[-1], self.threshold))
+        solving = Counter(move for outcome in flat if (move := self._solving_move(outcome)))
         moves: Counter[str] = Counter(move for outcome in flat for move in outcome.moves[1:])
         by_category = {
             category: {**self.headline(method, chosen), "n": len(chosen) * self.seeds}
@@ -194,10 +194,12 @@ class _Maker:
             "decoded_tokens": _mean(sum(o.tokens) for o in flat),
             # Read in one pass, not chosen: a search that repairs a picture reads all of it. None: an older journal.
             "prefilled_tokens": _mean(sum(o.prefilled) for o in flat) if all(o.prefilled for o in flat) else None,
-            "seconds": _mean(sum(o.seconds) for o in flat),
+            "seconds": _mean(sum(o.all_seconds) for o in flat),
+            "seconds_a_draft": _seconds_a_draft(flat),
             "by_category": by_category,
             "by_calls": self._by_calls(method, groups),
             "looks_at_budget": self._looks_at_budget(method, flat),
+            "width": width_of(method),
             "drafts": drafts,
             "abstained": sum(reward is None for o in flat for reward in o.rewards) / drafts,
             "moves": {move: {"drafts": count, "solved": solving[move]} for move, count in moves.items() if move},
@@ -207,10 +209,19 @@ class _Maker:
             row["benchmark_score"] = overall(numbers)
         return row
 
+    def _solving_move(self, outcome: Outcome) -> str:
+        """The move that drew the first draft at the threshold, '' where that is the first of all, or none is. Where
+        several are drawn at a time others may follow it."""
+        moves = zip(outcome.moves, outcome.rewards, strict=True)
+        solved = next((number for number, (_, reward) in enumerate(moves) if reaches(reward, self.threshold)), 0)
+        return outcome.moves[solved] if solved else ""
+
     def _by_calls(self, method: Method, groups: Groups) -> dict[str, dict[str, Any]]:
         """For every budget what a user spends on average who sets it, and what it brings. One pass over the drafts."""
         flat = [outcome for group in groups for outcome in group]
-        steps = [zip(held_rewards(method, o), accumulate(o.tokens), accumulate(o.seconds), strict=True) for o in flat]
+        steps = [
+            zip(held_rewards(method, o), accumulate(o.tokens), accumulate(o.all_seconds), strict=True) for o in flat
+        ]
         held: list[float | None] = [None] * len(flat)
         tokens, seconds, calls = [0.0] * len(flat), [0.0] * len(flat), [0] * len(flat)
         found: dict[str, dict[str, Any]] = {}
@@ -362,7 +373,7 @@ class _Maker:
         """What a search that uses up its budget spends on average (all searches, where none does)."""
         flat = [outcome for group in groups for outcome in group]
         chosen = [one for one in flat if len(one.rewards) >= self.budget] or flat
-        return _mean(sum(getattr(one, axis)) for one in chosen)
+        return _mean(sum(_spent(one, axis)) for one in chosen)
 
 
 LOOKS = {
@@ -377,6 +388,8 @@ def held_reward(method: Method, outcome: Outcome, calls: int) -> float | None:
     if calls >= len(outcome.rewards):
         return outcome.rewards[outcome.returned]
     seen = outcome.rewards[: max(1, calls)]
+    if method.returns_last and outcome.returned < len(seen):
+        return outcome.rewards[outcome.returned]  # it solved, and others of its round came behind it
     return seen[-1] if method.returns_last else max(_known(seen), default=None)
 
 
@@ -415,8 +428,23 @@ def _by_category(groups: Groups) -> dict[str, list[Sequence[Outcome]]]:
 
 def _calls_within(outcome: Outcome, axis: str, cap: float) -> int:
     """How many drafts a search gets for so many tokens or seconds; the first is always drawn."""
-    spent: Sequence[float] = getattr(outcome, axis)
-    return max(1, sum(total <= cap * (1 + 1e-9) for total in accumulate(spent)))
+    return max(1, sum(total <= cap * (1 + 1e-9) for total in accumulate(_spent(outcome, axis))))
+
+
+def _spent(outcome: Outcome, axis: str) -> Sequence[float]:
+    """Tokens or seconds of each draft."""
+    return outcome.all_seconds if axis == "seconds" else outcome.tokens
+
+
+def _seconds_a_draft(outcomes: Sequence[Outcome]) -> dict[str, float | None]:
+    """Mean seconds of drawing, judging and searching a draft took; None where an older journal does not say."""
+    drafts = sum(len(one.rewards) for one in outcomes)
+    known = all(one.judging for one in outcomes)
+    return {
+        "drawing": math.fsum(math.fsum(one.seconds) for one in outcomes) / drafts,
+        "judging": math.fsum(math.fsum(one.judging) for one in outcomes) / drafts if known else None,
+        "searching": math.fsum(math.fsum(one.searching) for one in outcomes) / drafts if known else None,
+    }
 
 
 def _judged(groups: Groups, critic: str) -> Scores:
@@ -594,6 +622,7 @@ def to_markdown(report: Mapping[str, Any]) -> str:
     lines += [
         "",
         "calls, tokens, s: mean per search of reward calls, decoded tokens and wall seconds (shared within a batch)."
+        + _seconds_line(rows)
         + (f" The critic abstained {abstained} times." if abstained else ""),
         *(f"\n{line[0].upper()}{line[1:]}." for line in report["notes"]),
         "",
@@ -685,6 +714,30 @@ def not_a_budget(searches: Mapping[str, Mapping[str, Any]], budget: int) -> list
         f"drafts of a search with a budget of {budget} (so is what stands at equal tokens and seconds)"
         for why, names in reasons.items()
     ]
+
+
+def _seconds_line(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """What the seconds are made of; '' for a report of before that was measured."""
+    found = {name: row.get("seconds_a_draft", {}) for name, row in rows.items()}
+    known = {name: of for name, of in found.items() if of.get("judging") is not None}
+    if not known:
+        return ""
+    said = ", ".join(
+        f"{name} {of['drawing']:.3f} + {of['judging']:.3f} + {of['searching']:.3f}" for name, of in known.items()
+    )
+    others = [name for name in found if name not in known]
+    return f" Seconds a draft of drawing + judging + searching: {said}." + (
+        f" Of {', '.join(others)} only drawing is on record, and counted." if others else ""
+    )
+
+
+def several_at_once(searches: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Which methods draw several drafts at a time, and how their numbers at fewer calls are to be read."""
+    found = [f"{name} draws {row['width']} drafts at a time" for name, row in searches.items() if row["width"] > 1]
+    return [
+        f"{', '.join(found)} after the first one, without the rewards of one another; @k is the best of its first k "
+        "drafts, also where k ends within a round: that is what a budget of k draws, the last round being cut to it"
+    ] if found else []  # fmt: skip
 
 
 def _cost_line(name: str, row: Mapping[str, Any], report: Mapping[str, Any]) -> str:

@@ -372,6 +372,8 @@ def outcome_of(method: Method, trajectory: Trajectory) -> Outcome:
         notes=trajectory.notes,
         prefilled=tuple(cost.prefilled_tokens for cost in costs),
         unjudged=_unjudged(trajectory),
+        judging=tuple(round(cost.critic_seconds, 6) for cost in costs),
+        searching=tuple(round(cost.search_seconds, 6) for cost in costs),
     )
 
 

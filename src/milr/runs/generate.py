@@ -40,7 +40,9 @@ class Request:
     """What to do with a prompt: everything that decides a result, but the model and the prompt.
 
     `reward` and `held_out` name critics (or are some); None is 'scene' for the embedded model and 'self' for others.
-    `settings` are those of the search, as text (`--set`) or values; they win over `preset`.
+    `settings` are those of the search, as text (`--set`) or values; they win over `preset`. `width` is how many drafts
+    the search asks for at once: a number, 'auto' for as many as the model draws here in less than twice the time of one
+    (where the search has that setting and `settings` do not say it), None for what the settings say.
     """
 
     search: str = "repair"
@@ -51,11 +53,13 @@ class Request:
     budget: int = 20
     threshold: float = 1.0
     seed: int = 0
+    width: int | str | None = None
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A request whose every word has been checked, with the search and its settings at hand."""
+    """A request whose every word has been checked, with the search and its settings at hand. `preset` is the name of
+    the settings but for their width, `finds_width` whether the width is left to the model and the machine."""
 
     request: Request
     search: Callable[..., Any]
@@ -63,6 +67,7 @@ class Plan:
     preset: str | None
     reward: Critic | naming.Named | None
     held_out: tuple[Critic | naming.Named, ...]
+    finds_width: bool = False
 
 
 @dataclass(frozen=True)
@@ -104,6 +109,11 @@ class Result:
     def notes(self) -> tuple[str, ...]:
         return self.trajectory.notes
 
+    @property
+    def width(self) -> int:
+        """How many drafts the search asked for at once."""
+        return int(self.trajectory.settings.get("width", 1))
+
     def save(self, folder: str | os.PathLike[str], *, overwrite: bool = False, mark: bool = True) -> Path:
         """Write image.png, drafts/, trajectory.json and trajectory.html into an empty (or new) folder. With `mark` the
         pictures say in their XMP that a model made them."""
@@ -128,10 +138,13 @@ class Result:
             "calls": cost.reward_calls,
             "decoded_tokens": cost.decoded_tokens,
             "seconds": round(cost.seconds, 3),
+            "critic_seconds": round(cost.critic_seconds, 3),
+            "search_seconds": round(cost.search_seconds, 3),
             "seed": self.trajectory.seed,
             "model": self.trajectory.model,
             "search": self.trajectory.search,
             "preset": self.record["preset"],
+            "width": self.width,
             "stopped": self.trajectory.stopped,
             "notes": list(self.notes),
             "image": None if folder is None else str(folder.image),
@@ -152,6 +165,7 @@ def generate(
     budget: int = 20,
     threshold: float = 1.0,
     seed: int = 0,
+    width: int | str | None = None,
     out: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
     mark: bool = True,
@@ -165,7 +179,8 @@ def generate(
         reward: the critic that the search climbs, by name or as an object; None: 'scene' for the embedded model,
             'self' for others. held_out: critics that score the chosen image afterwards and are never climbed.
         budget: reward calls, the first draft included. threshold: stop at this reward.
-        seed: the same seed, prompt and model give the same drafts, whatever else is drawn beside them.
+        seed: the same seed, prompt, model and width give the same drafts, whatever else is drawn beside them.
+        width: drafts that the search asks for at once, 'auto' as the command does; None is what its settings say (1).
         out: folder to write image, drafts, record and page into; None writes nothing.
         mark: let the written pictures say in their XMP that a model made them.
         on_event: hears Started, DraftScored and Finished (milr.searches.driver) as they happen.
@@ -181,6 +196,7 @@ def generate(
             budget=budget,
             threshold=threshold,
             seed=seed,
+            width=width,
         )
     )
     (task,) = tasks_of([prompt])
@@ -216,14 +232,39 @@ def prepare(request: Request) -> Plan:
     chosen = None if request.preset is None else find_preset(module.PRESETS, request.preset)
     texts = {key: value if isinstance(value, str) else str(value) for key, value in request.settings.items()}
     settings = settings_from(module.SETTINGS, chosen, texts)
+    preset = preset_name(module.PRESETS, replace(settings, width=1) if hasattr(settings, "width") else settings)
+    said = any(key.strip() == "width" for key in request.settings)
+    if isinstance(request.width, int):
+        settings = _with_width(request.search, settings, request.width, said)
     return Plan(
         request=request,
         search=module.search,
         settings=settings,
-        preset=preset_name(module.PRESETS, settings),
+        preset=preset,
         reward=reward,
         held_out=held_out,
+        finds_width=request.width == "auto" and not said and hasattr(settings, "width"),
     )
+
+
+def _with_width(search: str, settings: Any, width: int, said: bool) -> Any:
+    """The settings with this width. UserError where the search has none, or its settings say another."""
+    known = getattr(settings, "width", 1)
+    if said and known != width:
+        raise UserError(f"The width is {known} in the settings and {width} beside them; say it once.")
+    if width != 1 and not hasattr(settings, "width"):
+        raise UserError(f"The search '{search}' asks for one draft at a time; leave the width out.")
+    return replace(settings, width=width) if hasattr(settings, "width") else settings
+
+
+def with_good_width(plan: Plan, backbone: Backbone) -> Plan:
+    """The plan with the width that this model has on this machine, where that was left open."""
+    if not plan.finds_width:
+        return plan
+    from milr.backbones import speed
+
+    width = speed.good_width(backbone)
+    return replace(plan, settings=replace(plan.settings, width=width), finds_width=False)
 
 
 def check_prompt(prompt: str) -> str:
@@ -286,6 +327,7 @@ def run(
             result.write(folder)
         return result
 
+    plan = with_good_width(plan, backbone)
     request = plan.request
     held_out = [_make(critic, backbone, place) for critic in plan.held_out]
     for critic, notes, judged in _critics_for(backbone, plan, tasks, place):
@@ -372,11 +414,13 @@ def _make(critic: Critic | naming.Named, backbone: Backbone, place: Place) -> Cr
 
 
 def check_numbers(request: Request) -> None:
-    """UserError for a budget, threshold or seed out of range."""
-    budget, threshold, seed = request.budget, request.threshold, request.seed
+    """UserError for a budget, threshold, seed or width out of range."""
+    budget, threshold, seed, width = request.budget, request.threshold, request.seed, request.width
     if isinstance(budget, bool) or not isinstance(budget, int) or not 1 <= budget <= MAX_BUDGET:
         raise UserError(f"The budget must be a whole number of reward calls from 1 to {MAX_BUDGET:,}, not {budget}.")
     if not isinstance(threshold, (int, float)) or not math.isfinite(threshold) or not 0 < threshold <= 1:
         raise UserError(f"The threshold must be a reward above 0 and up to 1, not {threshold}.")
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
         raise UserError(f"The seed must be a whole number from 0 to 2^63 - 1, not {seed}.")
+    if width not in (None, "auto") and (not isinstance(width, int) or isinstance(width, bool) or width < 1):
+        raise UserError(f"The width is auto or a whole number of drafts from 1 on, not {width!r:.60}.")

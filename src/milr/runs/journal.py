@@ -49,8 +49,9 @@ class Outcome:
     """A finished search: of each draft its reward, decoded tokens, seconds and the search's move; which draft was
     returned, what the held-out critics say of it and of the first one (None: abstained), and which checks the returned
     draft fails, in the words of each critic. `unjudged` are the critics that could not be asked for something (None: an
-    older line, which does not say), `prefilled` the tokens that each draft read and did not choose (none in older
-    lines)."""
+    older line, which does not say), `prefilled` the tokens that each draft read and did not choose, `judging` and
+    `searching` the seconds that its critic and its search took beside the `seconds` of drawing (none of these three in
+    older lines)."""
 
     method: str
     spec: str
@@ -69,10 +70,19 @@ class Outcome:
     notes: tuple[str, ...] = ()
     prefilled: tuple[int, ...] = ()
     unjudged: tuple[str, ...] | None = None
+    judging: tuple[float, ...] = ()
+    searching: tuple[float, ...] = ()
 
     @property
     def key(self) -> Key:
         return self.method, self.task, self.seed_index
+
+    @property
+    def all_seconds(self) -> tuple[float, ...]:
+        """What each draft took in all, as far as that is on record."""
+        if not self.judging:
+            return self.seconds
+        return tuple(map(sum, zip(self.seconds, self.judging, self.searching, strict=True)))
 
     def lacks(self, critic: str) -> tuple[str, ...]:
         """The critics whose verdicts are missing since they could not be asked; `critic` is the one that was climbed.

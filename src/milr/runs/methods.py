@@ -98,6 +98,15 @@ def looks_at_budget(method: Method) -> LooksAtBudget:
     return found
 
 
+def width_of(method: Method) -> int:
+    """How many drafts it asks for at a time; 1 where its search does not say, or is not installed here."""
+    try:
+        _, settings = settings_of(method)
+    except UserError:
+        return 1
+    return int(getattr(settings, "width", 1))
+
+
 def without_twins(methods: Sequence[Method], baseline: str | None = None) -> tuple[tuple[Method, ...], list[str]]:
     """The methods without those that come to the same search with the same settings as another, and a sentence about
     each that was left out: a method compared with itself says nothing and costs as much again.

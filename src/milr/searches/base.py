@@ -6,19 +6,24 @@ charges the budget, keeps the best draft and stops at the threshold.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from milr.drafts import Ask, Draft, Drawn, Task
+from milr.drafts import Ask, Drawn, Task
 
-# Yields asks, receives every draft scored, the last one too. May then return the number of the draft to hand
-# to the user instead of the best one (the `official` preset returns its last image); a search that yields
-# once more when the budget is spent, or the threshold reached, is closed.
-Search = Generator[Ask, Draft, int | None]
+# A round: yields an ask and receives its draft, or yields a sequence of asks and receives the list of their drafts, in
+# order, drawn and judged together. Every draft comes scored, those of the last round too. What the budget has no call
+# left for is cut off the end of a round, so its list may be shorter than what was asked for: the first k drafts are
+# then what a budget of k draws, also where a round is cut. May return the number of the draft to hand to the user
+# instead of the best one (the `official` preset returns its last image); a search that yields once more when the
+# budget is spent, or the threshold reached, is closed.
+Search = Generator[Ask | Sequence[Ask], Any, int | None]
+
+WIDEST = 256  # drafts that a search may ask for in one round
 
 # What a search module's optional `looks_at_budget(settings)` says. A search with a budget of 20 that has made k calls
 # stands where one with a budget of k would end, and reports read success after k calls from it; unless the drafts that

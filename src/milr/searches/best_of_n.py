@@ -7,13 +7,14 @@ that failed before, but does not ask which choice was to blame.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 
 from milr.drafts import Ask, Draft, Forced, Greedy, Sample
-from milr.searches.base import LooksAtBudget, Problem, Search, whole_text
+from milr.searches.base import WIDEST, LooksAtBudget, Problem, Search, whole_text
 from milr.searches.choice import most_credible
 from milr.searches.untried import Untried
 from milr.settings import check, setting
@@ -40,6 +41,7 @@ class BestOfN:
     shrink: float = setting(
         0.0, "how far rewards are drawn to the mean of their text's drafts at the end", low=0, high=1
     )
+    width: int = setting(1, "drafts drawn and judged together, after the first", low=1, high=WIDEST)
 
     def __post_init__(self) -> None:
         check(self)
@@ -53,29 +55,35 @@ def best_of_n(problem: Problem, settings: BestOfN) -> Search:
     """
     image, rest = Sample(settings.image_temperature), Sample(settings.text_temperature)
     ratio = settings.text_ratio if settings.text == "distinct" else 0.0
-    draft = yield Ask(Greedy(), image, ratio, guidance=settings.guidance)
+    first: Draft = yield Ask(Greedy(), image, ratio, guidance=settings.guidance)
     again: Forced | Sample = rest
     if settings.text == "greedy":
-        again = Forced(whole_text(draft.drawn, problem.text_end))
+        again = Forced(whole_text(first.drawn, problem.text_end))
     untried = Untried()
-    drafts = [draft.without_latents()]
+    drafts, last = [first.without_latents()], [first]
     while len(drafts) < problem.budget:
+        texts: list[Forced | Sample] = [again] * settings.width
         if ratio > 0:
-            again, untried = _another(untried, draft, problem, rest)
-        draft = yield Ask(again, image, ratio, guidance=settings.guidance)
-        drafts.append(draft.without_latents())
+            texts, untried = _others(untried, last, problem, settings)
+        last = yield [Ask(text, image, ratio, guidance=settings.guidance) for text in texts]
+        drafts += [draft.without_latents() for draft in last]
     return most_credible(drafts, threshold=problem.threshold, shrink=settings.shrink) if settings.shrink else None
 
 
-def _another(untried: Untried, draft: Draft, problem: Problem, rest: Sample) -> tuple[Forced | Sample, Untried]:
-    """The beginning of a plan that is none of those so far, this draft's included. Begins anew where none is left."""
-    latents = draft.drawn.latents
-    if latents is not None and len(latents.text):
-        with torch.no_grad():
-            logits = problem.text_logits(latents.text) / rest.temperature
-        untried.use(draft.drawn.text_tokens[: len(logits)], logits)
-    words = untried.draw(problem.rng)
-    return (rest, Untried()) if words is None else (Forced(words, then=rest), untried)
+def _others(
+    untried: Untried, last: Sequence[Draft], problem: Problem, settings: BestOfN
+) -> tuple[list[Forced | Sample], Untried]:
+    """The beginnings of a round of plans that are none of those so far, the last drafts' included, nor one another's.
+    Begins anew where none is left; a round is shorter where too few are."""
+    rest = Sample(settings.text_temperature)
+    for draft in last:
+        latents = draft.drawn.latents
+        if latents is not None and len(latents.text):
+            with torch.no_grad():
+                logits = problem.text_logits(latents.text) / rest.temperature
+            untried.use(draft.drawn.text_tokens[: len(logits)], logits)
+    drawn = untried.draw_apart(settings.width, problem.rng)
+    return ([Forced(words, then=rest) for words in drawn], untried) if drawn else ([rest], Untried())
 
 
 def looks_at_budget(settings: BestOfN) -> LooksAtBudget:

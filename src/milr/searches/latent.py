@@ -3,7 +3,7 @@
     z^0       latents of a first draft: the final hidden states behind its first lambda_t T text and lambda_v V image
               tokens. They are the inputs of the heads, so p(t, v | z) = prod softmax(head(z_i)), position by position.
     (t, v)    a draft whose first tokens come from the current z and whose rest the model continues; R its reward.
-    z <- z + eta R grad_z log p(t, v | z)      with Adam, one sample a step.
+    z <- z + eta R grad_z log p(t, v | z)      with Adam, one sample a step; with `width` the mean over so many.
 
 The latents are taken once, from the first draft, and persist: later drafts are other texts of other lengths,
 but the number of searched positions stays. Text and image latents enter log p in separate terms, so the joint
@@ -27,7 +27,7 @@ from torch import Tensor
 
 from milr.backbones.sampling import choose
 from milr.drafts import Ask, Choice, Draft, Drawn, Forced, Greedy, Latents, Sample, reaches
-from milr.searches.base import LooksAtBudget, Problem, Search, whole_text
+from milr.searches.base import WIDEST, LooksAtBudget, Problem, Search, whole_text
 from milr.settings import check, setting
 
 NAME = "milr"
@@ -87,13 +87,16 @@ class Milr:
         low=0,
         high=1,
     )
+    width: int = setting(
+        1, "samples of a step after the first, drawn and judged together (paper: 1)", low=1, high=WIDEST
+    )
 
     def __post_init__(self) -> None:
         check(self)
 
 
 def milr(problem: Problem, settings: Milr, watch: Callable[[Latents], None] | None = None) -> Search:
-    """z <- z + eta (R + offset) grad_z log p(t, v | z), one draft a step.
+    """z <- z + eta (R + offset) grad_z log p(t, v | z), one draft a step, or the mean over `width` drafts of it.
 
     A draft that the critic could not score moves nothing; the search draws again from where it stands.
     `watch` is shown z before the first step and after every step.
@@ -103,56 +106,68 @@ def milr(problem: Problem, settings: Milr, watch: Callable[[Latents], None] | No
 
     # z^0: the latents behind the first tokens of a greedy text and a sampled image.
     whole = settings.ratio_of == "entropy"  # then all latents are needed to see where the model was unsure
-    draft = yield Ask(
+    first: Draft = yield Ask(
         text=Greedy(),
         image=image_rest,
         text_ratio=0.0 if settings.variant == "image-only" else 1.0 if whole else settings.text_ratio,
         image_ratio=0.0 if settings.variant == "text-only" else 1.0 if whole else settings.image_ratio,
     )
-    z = _start(draft.drawn, problem, settings)
+    z = _start(first.drawn, problem, settings)
     if watch is not None:
         watch(_snapshot(z))
 
     # A greedy rest follows from its prefix: written once and then forced, so that it is charged once.
-    prefix = draft.drawn.text_tokens[: z["text"].length] if "text" in z else ()
-    written = {prefix: whole_text(draft.drawn, problem.text_end)}
+    prefix = first.drawn.text_tokens[: z["text"].length] if "text" in z else ()
+    written = {prefix: whole_text(first.drawn, problem.text_end)}
     keeps_text = "text" not in z or settings.text_rest == "greedy"
-    step, rewards = 0, [1.0]
-    while draft.number + 1 < problem.budget and not _is_solved(draft, problem, settings):
+    step, rewards, drafts = 0, [1.0], [first]
+    while drafts[-1].number + 1 < problem.budget and not any(_is_solved(one, problem, settings) for one in drafts):
         note: dict[str, Any] = {f"{kind}_searched": latents.length for kind, latents in z.items()}
+        moving: dict[str, Any] = {}  # what the step did, for the record of the first draft that follows it
 
         # z <- z + eta (R + offset) grad_z log p(t, v | z)
-        if draft.reward is not None:
-            advantage = draft.reward + settings.reward_offset
-            if settings.baseline == "mean":
-                advantage -= sum(rewards) / len(rewards)
-            rewards.append(draft.reward)
-            moved = [kind for kind in _moved(settings.variant, step, problem.budget) if kind in z]
+        scored = [(draft, draft.reward) for draft in drafts if draft.reward is not None]
+        if scored:
+            advantages = [reward + settings.reward_offset for _, reward in scored]
+            if settings.baseline == "mean":  # one baseline for all samples of a step: they were drawn from the same z
+                advantages = [advantage - sum(rewards) / len(rewards) for advantage in advantages]
+            rewards += [reward for _, reward in scored]
+            moved = [kind for kind in _moved(settings, step, problem.budget) if kind in z]
             for kind in moved:
-                tokens = _credited(kind, z[kind], draft.drawn, problem, settings)
+                tokens = [_credited(kind, z[kind], draft.drawn, problem, settings) for draft, _ in scored]
                 before = z[kind].last_gradient
-                note[f"{kind}_gradient"] = z[kind].move(advantage, tokens)
-                note[f"{kind}_cosine"] = _cosine(before, z[kind].last_gradient)
+                moving[f"{kind}_gradient"] = z[kind].move(advantages, tokens)
+                moving[f"{kind}_cosine"] = _cosine(before, z[kind].last_gradient)
             if len(moved) == 2:  # one space: the mean pull on a text latent and on an image latent can be compared
                 pulls = [z[kind].last_gradient for kind in moved]
-                note["text_image_cosine"] = _cosine(*(pull.reshape(-1, pull.shape[-1]).mean(0) for pull in pulls))
+                moving["text_image_cosine"] = _cosine(*(pull.reshape(-1, pull.shape[-1]).mean(0) for pull in pulls))
             step += 1
         if watch is not None:
             watch(_snapshot(z))
 
-        # The next draft begins with tokens of the updated z; the model continues.
-        if "text" in z:
-            prefix = _until(z["text"].tokens(settings.text_prefix, problem.rng), problem.text_end)
-        text = Forced(written.get(prefix, prefix) if keeps_text else prefix, then=text_rest)
-        image: Choice = image_rest
-        if "image" in z:
-            image = Forced(z["image"].tokens(settings.image_prefix, problem.rng), then=image_rest)
-            note["image_changed_tokens"] = _changed(image.tokens, draft.drawn.image_tokens)
-        if "text" in z:
-            note["text_changed_tokens"] = _changed(prefix, draft.drawn.text_tokens)
-        draft = yield Ask(text=text, image=image, note=note)
-        written[prefix] = whole_text(draft.drawn, problem.text_end)
-    return draft.number if settings.returned == "last" else None
+        # The next drafts begin with tokens of the updated z; the model continues.
+        prefixes, asks = [], []
+        for number in range(settings.width):
+            facts = note | (moving if number == 0 else {})
+            if "text" in z:
+                prefix = _until(z["text"].tokens(settings.text_prefix, problem.rng), problem.text_end)
+            text = Forced(written.get(prefix, prefix) if keeps_text else prefix, then=text_rest)
+            image: Choice = image_rest
+            if "image" in z:
+                image = Forced(z["image"].tokens(settings.image_prefix, problem.rng), then=image_rest)
+                facts["image_changed_tokens"] = _changed(image.tokens, drafts[-1].drawn.image_tokens)
+            if "text" in z:
+                facts["text_changed_tokens"] = _changed(prefix, drafts[-1].drawn.text_tokens)
+            prefixes.append(prefix)
+            asks.append(Ask(text=text, image=image, note=facts))
+        drafts = yield asks
+        written |= {
+            prefix: whole_text(draft.drawn, problem.text_end)
+            for prefix, draft in zip(prefixes, drafts, strict=False)  # the last round may be cut
+        }
+    if settings.returned == "last":
+        return next((one.number for one in drafts if _is_solved(one, problem, settings)), drafts[-1].number)
+    return None
 
 
 class SearchedLatents:
@@ -172,16 +187,18 @@ class SearchedLatents:
         """Number of searched positions."""
         return len(self.values)
 
-    def move(self, advantage: float, tokens: Sequence[int]) -> float | None:
-        """z <- z + eta A grad_z log p(tokens | z). Returns the norm of grad_z log p.
+    def move(self, advantages: Sequence[float], samples: Sequence[Sequence[int]]) -> float | None:
+        """z <- z + eta mean(A grad_z log p(tokens | z)) over the samples. Returns the norm of the mean grad_z log p.
 
-        None: the gradient was not finite and the step left out; one such step would spoil Adam's averages.
+        None: a gradient was not finite and the step left out; one such step would spoil Adam's averages.
         """
-        gradient = self.last_gradient = self.gradient(tokens)
-        norm = float(gradient.norm())
+        gradients = torch.stack([self.gradient(tokens) for tokens in samples])
+        self.last_gradient = gradients.mean(0)
+        norm = float(self.last_gradient.norm())
         if not math.isfinite(norm):
             return None
-        self.values.grad = -advantage * gradient  # Adam descends
+        weights = gradients.new_tensor(advantages).reshape(-1, *[1] * self.values.dim())
+        self.values.grad = -(weights * gradients).mean(0)  # Adam descends
         self.adam.step()
         return norm
 
@@ -237,12 +254,12 @@ def _prefix(latents: Tensor, logits: Callable[[Tensor], Tensor], ratio: float, l
     return latents if settings.rounding == "up" else latents[: max(1, int(ratio * length))]
 
 
-def _moved(variant: str, step: int, budget: int) -> tuple[str, ...]:
-    """Which kinds step number `step` (from 0; at most budget - 1 of them) moves."""
-    if variant == "alternate":
+def _moved(settings: Milr, step: int, budget: int) -> tuple[str, ...]:
+    """Which kinds step number `step` moves (from 0; there are as many as rounds of `width` drafts in the budget)."""
+    if settings.variant == "alternate":
         return ("text",) if step % 2 == 0 else ("image",)
-    if variant == "text-then-image":
-        return ("text",) if step < budget // 2 else ("image",)
+    if settings.variant == "text-then-image":
+        return ("text",) if step * settings.width < budget // 2 else ("image",)
     return ("text", "image")
 
 

@@ -11,7 +11,8 @@
 
         prior(plan') = prior(plan) q(i, a)        posterior(plan) = prior(plan) exp(-doubt * sum of (1 - R))
 
-    Every draft adds candidates; the one of the highest weight is drawn next, and no change twice:
+    Every draft adds candidates; the one of the highest weight is drawn next (with `width` so many, see below), and no
+change twice:
 
         another word:   prior(plan) q(i, a)              keep the words before i of the plan, the model writes on
         another token:  posterior(plan) q(i, a) decay^n  keep the text and the picture, but what is near i or wrong
@@ -19,6 +20,11 @@
 
         all times exp(-kappa (R_best - R)); R: the reward of the draft that is changed; n: how often this place was
         changed already. Image tokens outside what the critic calls wrong, where it says so, are no candidates.
+
+Of a round of several drafts each is chosen as if those chosen before it had come out no better than the drafts that
+they change: their plans are believed less, and their places count as changed. So the likeliest repair of a picture, the
+plan once more and another reading stand side by side, as they would stand one after the other, and a believed plan may
+be drawn again twice. What is chosen does not depend on how many follow: the first k of a round are a round of k.
 
 When the budget is spent and nothing solved, and the critic is one number without checks, the most credible draft is
 returned, not the one that the critic likes best (choice.py).
@@ -29,18 +35,19 @@ likely alternative in the picture, and a wrong drawing of a sure text leaves non
 
 from __future__ import annotations
 
+import heapq
 import math
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from typing import Literal
+from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from milr.drafts import Ask, Draft, Forced, Greedy, Sample
-from milr.searches.base import LooksAtBudget, Problem, Search, whole_text
+from milr.searches.base import WIDEST, LooksAtBudget, Problem, Search, whole_text
 from milr.searches.choice import most_credible
 from milr.settings import check, setting
 
@@ -48,6 +55,7 @@ NAME = "repair"
 SUMMARY = "Change the choice that best explains the failure: another word of the reasoning, or a wrong place redrawn"
 
 ALTERNATIVES = 8  # candidates kept for each choice: the most probable ones
+LANES = 64  # numbers that any CPU works out together, or a multiple of that
 
 
 @dataclass(frozen=True)
@@ -71,6 +79,7 @@ class Repair:
     shrink: float = setting(1.0, "how far its reward is drawn to the mean of its text's drafts then", low=0, high=1)
     rank: Literal["odds", "random"] = setting("odds", "which candidate first; random is there to be compared with")
     remember: bool = setting(True, "make no change twice; false is there to be compared with")
+    width: int = setting(1, "changes drawn and judged together, after the first draft", low=1, high=WIDEST)
 
     def __post_init__(self) -> None:
         check(self)
@@ -79,26 +88,37 @@ class Repair:
 def repair(problem: Problem, settings: Repair) -> Search:
     """Draw, list what else could have been chosen, change what best explains the failure, and so on."""
     image = Sample(settings.image_temperature)
-    rest = Sample(settings.text_temperature)
     candidates = Candidates(problem, settings)
-    change: Candidate | None = None
-    ask = Ask(Greedy(), image, settings.text_ratio, note=_note("first", "The model's own draft."))
-    while True:
-        draft = yield replace(ask, image_ratio=settings.image_ratio, guidance=settings.guidance)
-        candidates.add(draft, change)
-        if draft.number + 1 == problem.budget:
-            return candidates.most_credible()
-        change = candidates.take()
-        if change is None:
-            note = _note("fresh", "Nothing is left to change: a whole new draft.")
-            ask = Ask(rest, image, settings.text_ratio, note=note)
-        elif change.kind == "image":
-            text, picture = whole_text(change.draft.drawn, problem.text_end), list(change.draft.drawn.image_tokens)
-            picture[change.position] = change.token
-            redrawn = Forced(tuple(picture), then=image, free=_redrawn(change, problem, settings))
-            ask = Ask(Forced(text), redrawn, note=_changed(change))
-        else:
-            ask = Ask(Forced(change.words, then=rest), image, settings.text_ratio, note=_changed(change))
+    note = _note("first", "The model's own draft.")
+    first: Draft = yield Ask(
+        Greedy(), image, settings.text_ratio, settings.image_ratio, guidance=settings.guidance, note=note
+    )
+    candidates.add(first)
+    last = first
+    while last.number + 1 < problem.budget:
+        changes: list[Candidate | None] = [*candidates.take(settings.width)]
+        changes += [None] * (settings.width - len(changes))
+        drafts: list[Draft] = yield [_asked(change, problem, settings) for change in changes]
+        for draft, change in zip(drafts, changes, strict=False):  # the last round may be cut
+            candidates.add(draft, change)
+        last = drafts[-1]
+    return candidates.most_credible()
+
+
+def _asked(change: Candidate | None, problem: Problem, settings: Repair) -> Ask:
+    """The draft that makes this change, or a whole new one where nothing is left to change."""
+    image, rest = Sample(settings.image_temperature), Sample(settings.text_temperature)
+    if change is None:
+        note = _note("fresh", "Nothing is left to change: a whole new draft.")
+        ask = Ask(rest, image, settings.text_ratio, note=note)
+    elif change.kind == "image":
+        text, picture = whole_text(change.draft.drawn, problem.text_end), list(change.draft.drawn.image_tokens)
+        picture[change.position] = change.token
+        redrawn = Forced(tuple(picture), then=image, free=_redrawn(change, problem, settings))
+        ask = Ask(Forced(text), redrawn, note=_changed(change))
+    else:
+        ask = Ask(Forced(change.words, then=rest), image, settings.text_ratio, note=_changed(change))
+    return replace(ask, image_ratio=settings.image_ratio, guidance=settings.guidance)
 
 
 def _note(move: str, why: str) -> dict[str, object]:
@@ -120,21 +140,9 @@ def _changed(to: Candidate) -> dict[str, object]:
     return _note(to.kind, why) | {"of_draft": number, "belief": to.belief} | facts
 
 
-@dataclass
-class Plan:
-    """The first lambda_t of a reasoning: how far it was believed beforehand, its best draft, and how much reward its
-    drafts lacked in all."""
-
-    words: tuple[int, ...]
-    prior: float
-    best: Draft
-    lacked: float = 0.0
-
-
 @dataclass(frozen=True)
 class Candidate:
-    """Another token at one position of a draft, or its plan once more. `site` stands for the choice (what was chosen
-    before it), `key` for the change: the site and the new token. `belief` is prior(plan) q."""
+    """Another token at one position of a draft, or its plan once more. `belief` is prior(plan) q."""
 
     draft: Draft
     plan: Plan
@@ -142,8 +150,6 @@ class Candidate:
     belief: float
     position: int = 0
     token: int = 0
-    site: int = 0
-    key: int = 0
 
     @property
     def words(self) -> tuple[int, ...]:
@@ -153,16 +159,68 @@ class Candidate:
         return (*self.draft.drawn.text_tokens[: self.position], self.token)
 
 
+@dataclass(eq=False)
+class Plan:
+    """The first lambda_t of a reasoning: how far it was believed beforehand, its best draft, and how much reward its
+    drafts lacked in all. `pending` is what those of the round that is being chosen are taken to lack."""
+
+    words: tuple[int, ...]
+    prior: float
+    best: Draft
+    order: tuple[int, int]  # of equal weights the first in this order is taken
+    lacked: float = 0.0
+    pending: float = 0.0
+
+
+class Others(NamedTuple):
+    """What else could have been chosen: by position, then the likeliest first. One number each of `beliefs` (q),
+    `positions` and `tokens`."""
+
+    positions: np.ndarray
+    tokens: np.ndarray
+    beliefs: np.ndarray
+
+
+@dataclass(eq=False)
+class Group:
+    """The other words of one draft, or its other image tokens. `keys` stands for the choice at each position (what was
+    chosen before it), `worn` for how often each place of a picture of this text was changed (no matter for words)."""
+
+    kind: Literal["text", "image"]
+    draft: Draft
+    plan: Plan
+    others: Others  # whose beliefs are prior(plan) q, and 0 for a change that was made
+    keys: Sequence[int]
+    worn: np.ndarray
+    order: tuple[int, int]
+
+    def candidate(self, place: int) -> Candidate:
+        belief, position, token = (column[place] for column in (self.others.beliefs, *self.others[:2]))
+        return Candidate(self.draft, self.plan, self.kind, float(belief), int(position), int(token))
+
+    def key(self, place: int) -> int:
+        """Stands for the change: the choices before it and the new token."""
+        return hash((self.keys[self.others.positions[place]], int(self.others.tokens[place])))
+
+
 class Candidates:
-    """What may be changed, over all drafts so far."""
+    """What may be changed, over all drafts so far.
+
+    Every group of candidates, and every plan for being drawn again, has in `heap` the weight that it had when it was
+    last looked at. As a rule weights only fall (rewards rise, plans lose belief, places wear out), so what still weighs
+    as much as the top of the heap is the heaviest of all, and few are looked at for each draft. What may have risen is
+    put on the heap anew.
+    """
 
     def __init__(self, problem: Problem, settings: Repair) -> None:
         self.problem, self.settings = problem, settings
-        self.open: list[Candidate] = []
+        self.groups: list[Group] = []
+        self.heap: list[tuple[float, tuple[int, int], Group | Plan]] = []
         self.tried: set[int] = set()
-        self.changed: Counter[int] = Counter()
+        self.taken: set[int] = set()  # in the round that is being chosen
+        self.worn: dict[tuple[int, ...], np.ndarray] = {}  # by text
         self.plans: dict[tuple[int, ...], Plan] = {}
-        self.texts: dict[tuple[int, ...], list[tuple[int, int, float]]] = {}  # what each text could have said instead
+        self.texts: dict[tuple[int, ...], Others] = {}  # what each text could have said instead
         self.best_reward = 0.0
         self.scored: list[tuple[Draft, Plan]] = []
 
@@ -183,21 +241,34 @@ class Candidates:
         plan = self._plan(draft, reward, change)
         self.scored.append((draft, plan))
         if drawn.text_tokens not in self.texts:  # a repaired picture keeps its text, which was not run again
-            self.texts[drawn.text_tokens] = list(_alternatives(self.problem.text_logits(latents.text), text))
-        found = [
-            Candidate(draft, plan, "text", plan.prior * q, i, token, text_keys[i], hash((text_keys[i], token)))
-            for i, token, q in self.texts[drawn.text_tokens]
-        ]
+            self.texts[drawn.text_tokens] = alternatives(self.problem.text_logits(latents.text), text)
+        words = self.texts[drawn.text_tokens]
+        image = alternatives(self.problem.image_logits(latents.image, drawn.guidance), picture)
         places = wrong_places(draft, self.problem.grid) if self.settings.use_places else None
-        for i, token, q in _alternatives(self.problem.image_logits(latents.image, drawn.guidance), picture):
-            if places is None or i in places:
-                site = hash((drawn.text_tokens, i))  # whatever was drawn before: one place, one text
-                key = hash((image_keys[i], token))
-                found.append(Candidate(draft, plan, "image", plan.prior * q, i, token, site, key))
+        if places is not None:
+            chosen = np.isin(image.positions, list(places))
+            image = Others(*(column[chosen] for column in image))
+        beliefs = [plan.prior * others.beliefs for others in (words, image)]
         if self.settings.rank == "random":
-            luck = self.problem.rng.random(len(found)).tolist()
-            found = [replace(one, belief=chance) for one, chance in zip(found, luck, strict=True)]
-        self.open += found
+            luck = self.problem.rng.random(len(beliefs[0]) + len(beliefs[1]))
+            beliefs = [luck[: len(beliefs[0])], luck[len(beliefs[0]) :]]
+        worn = self.worn.setdefault(drawn.text_tokens, np.zeros(len(picture), dtype=np.int64))
+        self._list("text", draft, plan, words._replace(beliefs=beliefs[0]), text_keys, worn)
+        self._list("image", draft, plan, image._replace(beliefs=beliefs[1]), image_keys, worn)
+
+    def _list(
+        self,
+        kind: Literal["text", "image"],
+        draft: Draft,
+        plan: Plan,
+        others: Others,
+        keys: Sequence[int],
+        worn: np.ndarray,
+    ) -> None:
+        group = Group(kind, draft, plan, others, keys, worn, (0, len(self.groups)))
+        self.groups.append(group)
+        if len(others.beliefs):
+            self._push(group)
 
     def _plan(self, draft: Draft, reward: float, change: Candidate | None) -> Plan:
         """The plan of this draft, with what the draft's reward says of it."""
@@ -205,26 +276,102 @@ class Candidates:
             tokens = draft.drawn.text_tokens
             words = tokens[: math.ceil(self.settings.text_ratio * len(tokens))]
             prior = change.belief if change is not None else 1.0
-            plan = self.plans.setdefault(words, Plan(words, prior, draft))
+            plan = self.plans.setdefault(words, Plan(words, prior, draft, (1, len(self.plans))))
         else:
             plan = change.plan
         plan.lacked += 1 - reward
         if reward > (plan.best.reward or 0.0):
             plan.best = draft
+        self._push(plan)  # it may weigh more than it did, for its best draft
         return plan
 
-    def take(self) -> Candidate | None:
-        """The candidate of the highest weight, which then counts as tried; None where nothing has any weight."""
-        if self.settings.remember:
-            self.open = [candidate for candidate in self.open if candidate.key not in self.tried]
-        again = [Candidate(plan.best, plan, "again", plan.prior) for plan in self.plans.values()]
-        best = max(self.open + again, key=self.weight, default=None)
-        if best is None or self.weight(best) == 0:
-            return None
-        if best.kind != "again":
-            self.tried.add(best.key)
-            self.changed[best.site] += 1
-        return best
+    def take(self, count: int = 1) -> list[Candidate]:
+        """The candidates of the highest weights, at most so many, which then count as tried; none where nothing has any
+        weight. The second is chosen as if the first had been drawn and come out no better than what it changes."""
+        found: list[Candidate] = []
+        looked_at: list[Group | Plan] = []
+        while len(found) < count:
+            best = self._heaviest(looked_at)
+            if best is None:
+                break
+            found.append(best)
+            best.plan.pending += 0.0 if best.kind == "text" else 1 - (best.draft.reward or 0.0)
+        self.taken.clear()
+        for candidate in found:
+            candidate.plan.pending = 0.0
+        if count > 1:
+            for source in {id(source): source for source in looked_at}.values():
+                self._push(source)  # it weighs more again: what is pending will be known
+        return found
+
+    def _heaviest(self, looked_at: list[Group | Plan]) -> Candidate | None:
+        """The candidate of the highest weight, of equals the earliest; it counts as tried. Appends to `looked_at`."""
+        best: Group | Plan | None = None
+        highest, place = 0.0, 0
+        seen: dict[int, tuple[float, Group | Plan]] = {}
+        while self.heap:
+            least, order, source = self.heap[0]
+            if -least < highest or (-least == highest and (best is None or order > best.order)):
+                break
+            heapq.heappop(self.heap)
+            if id(source) in seen:
+                continue
+            weight, at = self._weigh(source)
+            seen[id(source)] = weight, source
+            if weight > highest or (best is not None and weight == highest and source.order < best.order):
+                best, highest, place = source, weight, at
+        for weight, source in seen.values():
+            if weight > 0:
+                heapq.heappush(self.heap, (-weight, source.order, source))
+            looked_at.append(source)
+        if isinstance(best, Group):
+            self.tried.add(key := best.key(place))
+            self.taken.add(key)
+            if best.kind == "image":
+                best.worn[best.others.positions[place]] += 1
+            return best.candidate(place)
+        return None if best is None else Candidate(best.best, best, "again", best.prior)
+
+    def _push(self, source: Group | Plan) -> None:
+        weight, _ = self._weigh(source)
+        if weight > 0:
+            heapq.heappush(self.heap, (-weight, source.order, source))
+
+    def _weigh(self, source: Group | Plan) -> tuple[float, int]:
+        """What the heaviest candidate of a group weighs that was not tried, and its place there; or what drawing a plan
+        again weighs. 0 where there is none."""
+        if isinstance(source, Plan):
+            return self.weigh(source), 0
+        weights = self.weights(source)
+        while (weight := float(weights[place := int(weights.argmax())])) > 0:
+            key = source.key(place)
+            if self.settings.remember and key in self.tried:
+                source.others.beliefs[place] = 0.0
+            elif key not in self.taken:
+                return weight, place
+            weights[place] = 0.0
+        return 0.0, 0
+
+    def weights(self, group: Group) -> np.ndarray:
+        """How much each change of a group is worth trying, as the head of this file says."""
+        weights = group.others.beliefs * self._near(group.draft)
+        if group.kind == "image":
+            worn = group.worn[group.others.positions]
+            decays = np.array([self.settings.decay**times for times in range(int(worn.max(initial=0)) + 1)])
+            weights = weights * self._posterior(group.plan) * decays[worn]
+        return weights
+
+    def weigh(self, plan: Plan) -> float:
+        """How much it is worth to draw a plan once more."""
+        return plan.prior * self._near(plan.best) * self._posterior(plan) * self.settings.again
+
+    def _near(self, draft: Draft) -> float:
+        """How much the choices of a draft weigh for its distance from the best reward."""
+        assert draft.reward is not None
+        return math.exp(-self.settings.kappa * (self.best_reward - draft.reward))
+
+    def _posterior(self, plan: Plan) -> float:
+        return math.exp(-self.settings.doubt * (plan.lacked + plan.pending))
 
     def most_credible(self) -> int | None:
         """The draft to return when the budget is spent: see choice.py."""
@@ -236,33 +383,31 @@ class Candidates:
             shrink=self.settings.shrink,
         )
 
-    def weight(self, candidate: Candidate) -> float:
-        """How much this change is worth trying, as the head of this file says."""
-        reward, settings = candidate.draft.reward, self.settings
-        assert reward is not None
-        weight = candidate.belief * math.exp(-settings.kappa * (self.best_reward - reward))
-        if candidate.kind == "text":
-            return weight
-        weight *= math.exp(-settings.doubt * candidate.plan.lacked)
-        if candidate.kind == "again":
-            return weight * settings.again
-        return weight * settings.decay ** self.changed[candidate.site]
-
 
 def _keys(start: int, tokens: Sequence[int]) -> list[int]:
     """For each position a number that stands for all the choices before it."""
     return list(accumulate(tokens[:-1], lambda key, token: hash((key, token)), initial=start))
 
 
-def _alternatives(logits: Tensor, chosen: Sequence[int]) -> Iterator[tuple[int, int, float]]:
-    """(position, token, q) of the most probable tokens that were not chosen. logits: [T, V]."""
+def alternatives(logits: Tensor, chosen: Sequence[int]) -> Others:
+    """The most probable tokens that were not chosen. logits: [T, V], on whatever device; at most T of `chosen` count.
+
+    q = p_a / (p_a + p_x) = sigmoid(l_a - l_x) grows with l_a, so the logits say which tokens these are: the most
+    probable ones are found first, where the logits are, and only theirs is worked out and brought here.
+    """
     if len(logits) == 0:
-        return
+        return Others(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0))
     kept = torch.tensor(chosen[: len(logits)], device=logits.device)[:, None]
-    beliefs = (logits - logits.gather(1, kept)).sigmoid().scatter(1, kept, 0.0)  # p_a / (p_a + p_x)
-    values, tokens = beliefs.topk(min(ALTERNATIVES, beliefs.shape[1]), dim=1)
-    for i, (row, names) in enumerate(zip(values.tolist(), tokens.tolist(), strict=True)):
-        yield from ((i, token, value) for value, token in zip(row, names, strict=True))
+    values, tokens = logits.topk(min(ALTERNATIVES + 1, logits.shape[1]), dim=1)
+    ahead = (values - logits.gather(1, kept)).flatten()
+    # In whole vectors: torch rounds the last few numbers of a tensor otherwise, and what is equally likely must tie.
+    whole = torch.nn.functional.pad(ahead, (0, -len(ahead) % LANES)).sigmoid()
+    beliefs = whole[: len(ahead)].reshape(values.shape)
+    is_other = tokens != kept
+    is_other[:, -1] &= ~is_other.all(1)  # where the chosen one is not among them, the last is one too many
+    positions = torch.arange(len(logits), device=logits.device)[:, None].expand_as(tokens)
+    found = (column[is_other].cpu().numpy() for column in (positions, tokens, beliefs.double()))
+    return Others(*found)
 
 
 def wrong_places(draft: Draft, grid: int) -> frozenset[int] | None:

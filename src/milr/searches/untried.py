@@ -75,3 +75,22 @@ class Untried:
             words.append(token)
             node = node.children.get(token)
         return tuple(words)
+
+    def draw_apart(self, count: int, rng: np.random.Generator) -> list[tuple[int, ...]]:
+        """The first tokens of so many next texts, of which none begins as another does; fewer where no more is left.
+
+        The first is drawn as `draw` draws. What follows a beginning is not known yet, so two texts that begin alike
+        might become the same plan: each takes all that begin so for itself, among these.
+        """
+        held: list[tuple[_Node, int]] = []
+        found: list[tuple[int, ...]] = []
+        while len(found) < count and (words := self.draw(rng)) is not None:
+            found.append(words)
+            node = self._root
+            for token in words[:-1]:
+                node = node.children[token]
+            node.children[words[-1]] = _Node(is_used=True)
+            held.append((node, words[-1]))
+        for node, token in held:
+            del node.children[token]
+        return found

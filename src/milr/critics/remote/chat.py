@@ -203,6 +203,12 @@ class Chat:
         self._place = NOWHERE
         self._places = threading.BoundedSemaphore(settings.concurrency)  # requests at once, whoever calls
         self._lock = threading.Lock()
+        self._asking: set[threading.Event] = set()  # of the batches that are being asked; set, they are to end
+
+    def hurry(self) -> None:
+        """Nobody waits any more: what is being asked now may be replied to, nothing is tried again."""
+        for stop in tuple(self._asking):
+            stop.set()
 
     def settle(self, place: Place) -> None:
         """Keep replies in the place's folder and keep to its limit. Raises UserError for a limit without prices."""
@@ -236,6 +242,7 @@ class Chat:
                 self._heard = self._whole = True
         if waiting:
             stop = threading.Event()
+            self._asking.add(stop)
             at_once = min(self.settings.concurrency, len(waiting))
             with self._client(at_once) as client, ThreadPoolExecutor(at_once) as pool:
                 ask = functools.partial(self._ask, client, stop)
@@ -246,6 +253,8 @@ class Chat:
                 except BaseException:
                     stop.set()
                     raise
+                finally:
+                    self._asking.discard(stop)
         return [replies[name] for name, _ in prepared]
 
     def ask(self, questions: Sequence[Question]) -> list[Reply]:
