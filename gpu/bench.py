@@ -11,6 +11,8 @@ import json
 import os
 import sys
 import time
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -149,21 +151,20 @@ def replay(model: Any, size: str, many: int, few: int) -> None:
 
 def choices(model: Any, size: str, bandwidth: float) -> None:
     """Which kernels for some tens of rows: the matrix units', or the library's products."""
-    for places in (2, 4, 8, 16) if not SMALL else (2,):
+    for places in (16, 8, 2) if not SMALL else (2,):
         weights, cache = tune.bytes_of_a_pass(model, places)
-        for name, tuning in (
-            ("library", Tuning(some_rows=0)),
-            ("matrix units", Tuning()),
-            (
-                "matrix units, wide",
-                Tuning(some_qkv=(128, 64, 4, 4), some_gate=(128, 64, 4, 4), some_out=(32, 256, 4, 3)),
-            ),
-            ("matrix units, deep", Tuning(some_qkv=(64, 64, 4, 6), some_gate=(64, 64, 4, 6), some_down=(32, 64, 4, 6))),
-            (
-                "matrix units, small",
-                Tuning(some_out=(16, 256, 4, 3), some_down=(16, 256, 4, 3), some_qkv=(32, 128, 4, 4)),
-            ),
-        ):
+        variants = {"library": Tuning(some_rows=0), "matrix units": Tuning()}
+        if places == 16:
+            variants["matrix units, wide"] = Tuning(
+                some_qkv=(128, 64, 4, 4), some_gate=(128, 64, 4, 4), some_out=(32, 256, 4, 3)
+            )
+            variants["matrix units, deep"] = Tuning(
+                some_qkv=(64, 64, 4, 6), some_gate=(64, 64, 4, 6), some_down=(32, 64, 4, 6)
+            )
+            variants["matrix units, small"] = Tuning(
+                some_out=(16, 256, 4, 3), some_down=(16, 256, 4, 3), some_qkv=(32, 128, 4, 4)
+            )
+        for name, tuning in variants.items():
             if DEVICE == "cpu":
                 tuning = Tuning(pdl=False, some_rows=tuning.some_rows)
             try:
@@ -210,41 +211,56 @@ def search(model: Any, size: str) -> None:
     record(size=size, what="repair, eight prompts", drafts=drafts, seconds=taken, seconds_a_draft=taken / drafts)
 
 
+def attempt(what: Callable[..., None], model: Any, *rest: Any) -> None:
+    """What cannot be measured is told, and the rest goes on."""
+    try:
+        what(model, *rest)
+    except Exception as error:
+        record(what=what.__name__, failed=repr(error)[:300])
+        traceback.print_exc()
+
+
+def measure(model: Any, size: str, bandwidth: float) -> None:
+    for images in (1, 2) if SMALL else (1, 16, 64):
+        attempt(pictures, model, size, images, bandwidth)
+    if DEVICE == "cuda":
+        record(size=size, what="memory", images=images, peak_gb=torch.cuda.max_memory_allocated() / 1e9)
+    attempt(text, model, size, 1)
+    attempt(choices, model, size, bandwidth)
+    attempt(text, model, size, 2 if SMALL else 16)
+    attempt(latents, model, size, 2 if SMALL else 16)
+
+
 def main() -> None:
     sizes = {"tiny": tiny} if SMALL else {"1b": janus_pro_1b, "7b": janus_pro_7b}
     named = [word for word in sys.argv[1:] if not word.startswith("-")]
     bandwidth = tune.copy_bandwidth()
     device = torch.cuda.get_device_name() if DEVICE == "cuda" else "cpu"
     record(what="machine", device=device, torch=torch.__version__, copy_gb_per_second=bandwidth / 1e9)
-    for size, config in sizes.items():
-        if named and size not in named:
-            continue
+
+    def made(size: str) -> Any:
         tune.log("building", size)
-        model = random_backbone(config(), DEVICE, torch.float32 if SMALL else torch.bfloat16)
-        if DEVICE == "cpu":
-            model._engine.fixed_shapes = True
-        for images in (1, 2) if SMALL else (1, 16, 64):
-            pictures(model, size, images, bandwidth)
-        if DEVICE == "cuda":
-            peak = torch.cuda.max_memory_allocated() / 1e9
-            record(size=size, what="memory", images=images, peak_gb=peak)
-        text(model, size, images if SMALL else 16)
-        text(model, size, 1)
-        choices(model, size, bandwidth)
-        latents(model, size, 2 if SMALL else 16)
-        if size != "7b":
-            replay(model, size, 2 if SMALL else 64, 1 if SMALL else 8)
-            for images in (1,) if SMALL else (1, 16):
-                transformers_generate(model, size, images)
-        else:
-            search(model, size)
-        if SMALL:
-            search(model, size)
-        plain(model, size, 1)
-        del model
-        if DEVICE == "cuda":
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats()
+        model = random_backbone(sizes[size](), DEVICE, torch.float32 if SMALL else torch.bfloat16)
+        model._engine.fixed_shapes = True
+        return model
+
+    for size in sizes:
+        if not named or size in named:
+            model = made(size)
+            measure(model, size, bandwidth)
+            if size != "1b":
+                attempt(search, model, size)
+            del model
+            if DEVICE == "cuda":
+                torch.cuda.empty_cache()
+                torch.cuda.reset_peak_memory_stats()
+    size = next(iter(sizes))
+    if not named or size in named:
+        model = made(size)
+        attempt(replay, model, size, 2 if SMALL else 64, 1 if SMALL else 8)
+        for images in (1,) if SMALL else (1, 16):
+            attempt(transformers_generate, model, size, images)
+        attempt(plain, model, size, 1)
 
 
 if __name__ == "__main__":

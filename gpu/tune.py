@@ -79,7 +79,7 @@ def pass_ms(model: JanusBackbone, places: int, tuning: Tuning | None, passes: in
     with torch.inference_mode():
         board = board_of(model, places, tuning)
         middle = model.info.image_tokens // 2
-        passes = min(passes, middle - 2)
+        passes = max(1, min(passes, middle - 2))
         best = float("inf")
         for _ in range(1 if SMALL else 5):
             board.at.fill_(middle - passes // 2)

@@ -396,10 +396,11 @@ def held_reward(method: Method, outcome: Outcome, calls: int) -> float | None:
 def held_rewards(method: Method, outcome: Outcome) -> Iterator[float | None]:
     """`held_reward` after one call, after two, and so on to the end of the search."""
     best: float | None = None
-    for reward in outcome.rewards[:-1]:
+    for number, reward in enumerate(outcome.rewards[:-1]):
         if reward is not None:
             best = reward if best is None else max(best, reward)
-        yield reward if method.returns_last else best
+        # What solved may have others of its round behind it.
+        yield outcome.rewards[min(number, outcome.returned)] if method.returns_last else best
     yield outcome.rewards[outcome.returned]
 
 
