@@ -20,7 +20,7 @@ import torch
 import tune
 
 from milr.backbones.decoder import planless_attention
-from milr.backbones.kernels import Kernels, Tuning
+from milr.backbones.kernels import Tuning
 from milr.backbones.random_checkpoint import janus_pro_1b, janus_pro_7b, random_backbone, tiny
 from milr.drafts import Ask, Drawn, Forced, Order, Sample, Task
 
@@ -65,7 +65,7 @@ def pictures(model: Any, size: str, images: int, bandwidth: float) -> None:
     cache = 2 * images * (prompt + count / 2) * slot
     token = (whole - pixels) / count
     record(
-        size=size, what="milr", images=images, image_token_ms=1e3 * token, share=(weights + cache) / token / bandwidth,
+        size=size, what="whole pictures", images=images, image_token_ms=1e3 * token, share=(weights + cache) / token / bandwidth,
         seconds=whole, image_seconds=whole / images, pixel_seconds=pixels / images,
     )  # fmt: skip
 
@@ -149,36 +149,13 @@ def replay(model: Any, size: str, many: int, few: int) -> None:
     )  # fmt: skip
 
 
-def choices(model: Any, size: str, bandwidth: float) -> None:
-    """Which kernels for some tens of rows: the matrix units', or the library's products."""
-    for places in (16, 8, 2) if not SMALL else (2,):
+def passes(model: Any, size: str, bandwidth: float) -> None:
+    """One captured pass in the middle of a picture, by itself."""
+    for places in (1, 2, 4, 8, 16, 32, 64) if not SMALL else (2,):
         weights, cache = tune.bytes_of_a_pass(model, places)
-        variants = {"library": Tuning(some_rows=0), "matrix units": Tuning()}
-        if places == 16:
-            variants["matrix units, wide"] = Tuning(
-                some_qkv=(128, 64, 4, 4), some_gate=(128, 64, 4, 4), some_out=(32, 256, 4, 3)
-            )
-            variants["matrix units, deep"] = Tuning(
-                some_qkv=(64, 64, 4, 6), some_gate=(64, 64, 4, 6), some_down=(32, 64, 4, 6)
-            )
-            variants["matrix units, small"] = Tuning(
-                some_out=(16, 256, 4, 3), some_down=(16, 256, 4, 3), some_qkv=(32, 128, 4, 4)
-            )
-        for name, tuning in variants.items():
-            if DEVICE == "cpu":
-                tuning = Tuning(pdl=False, some_rows=tuning.some_rows)
-            try:
-                ms = tune.pass_ms(model, places, tuning, 24)
-                record(
-                    size=size,
-                    what=f"pass, {name}",
-                    images=places,
-                    ms=ms,
-                    share=(weights + cache) / ms * 1e3 / bandwidth,
-                )
-            except Exception as error:
-                record(size=size, what=f"pass, {name}", images=places, failed=repr(error)[:200])
-    model._engine.kernels = Kernels(model._decoder, Tuning(pdl=DEVICE == "cuda"))
+        ms = tune.pass_ms(model, places, Tuning(pdl=DEVICE == "cuda"), 24)
+        share = (weights + cache) / ms * 1e3 / bandwidth
+        record(size=size, what="a pass", images=places, image_token_ms=ms, share=share)
     model._engine.forget()
 
 
@@ -189,11 +166,9 @@ def search(model: Any, size: str) -> None:
     from milr.searches.repair import Repair, repair
 
     critic = SelfCritic(model)
-    for width, budget in ((8, 20), (1, 4)) if not SMALL else ((2, 3),):
-        try:
-            settings = Repair(width=width)
-        except TypeError:
-            settings = Repair()
+    for width, budget in ((8, 20), (1, 3)) if not SMALL else ((2, 3),):
+        settings = Repair(width=width)
+        drive(model, critic, [Task(PROMPT)], repair, settings, budget=width + 1, threshold=2.0)  # captures, compiles
         tune.synchronize()
         begun = time.perf_counter()
         (found,) = drive(model, critic, [Task(PROMPT)], repair, settings, budget=budget, threshold=2.0)
@@ -226,7 +201,7 @@ def measure(model: Any, size: str, bandwidth: float) -> None:
     if DEVICE == "cuda":
         record(size=size, what="memory", images=images, peak_gb=torch.cuda.max_memory_allocated() / 1e9)
     attempt(text, model, size, 1)
-    attempt(choices, model, size, bandwidth)
+    attempt(passes, model, size, bandwidth)
     attempt(text, model, size, 2 if SMALL else 16)
     attempt(latents, model, size, 2 if SMALL else 16)
 

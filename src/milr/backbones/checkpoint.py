@@ -23,32 +23,41 @@ from transformers import JanusConfig, JanusForConditionalGeneration
 from transformers.initialization import no_init_weights
 
 from milr.backbones import PRESETS, names
+from milr.backbones.decoding import PLACES, READ_AT_ONCE
 from milr.drafts import UserError
 from milr.hub import auto_dtype, check_files, check_tokenizer, device_of, dtype_of, fetch, is_repository
 
-LARGEST_BATCH = 64
+LARGEST_BATCH = PLACES[-1]
 _SMALL_PARAMETERS = 500_000_000  # up to here float32 is cheap enough to be the default
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes a model needs: for its weights, for each image drawn at once (two cache rows, what a pass over a whole
-    picture holds on its way, the latents that come back), and for the pixels of each, of which a few are decoded at
-    once."""
+    """Bytes a model needs: for its weights (and the inputs of image tokens, worked out once), for each image drawn at
+    once (two cache rows, the latents that come back), and for what is done with some images at a time: reading their
+    prompts and forced tokens, of all images together at most `reading_at_once`, and decoding the pixels of
+    `pictures`."""
 
     weights: int
     image: int
+    reading: int  # of one image
+    reading_at_once: int
     pixels: int
-    pictures: int  # whose pixels are decoded at once
+    pictures: int
 
     @property
     def total(self) -> int:
         """The least that is of use: the weights and one image."""
-        return self.weights + self.image + self.pixels
+        return self.weights + self.of(1)
+
+    def of(self, images: int) -> int:
+        """What so many images need beside the weights."""
+        reading = max(min(images, 1) * self.reading, min(images * self.reading, self.reading_at_once))
+        return images * self.image + reading + min(images, self.pictures) * self.pixels
 
     def images_in(self, room: int) -> int:
         """How many images this room has place for, beside the weights."""
-        return max(room // (self.image + self.pixels), (room - self.pictures * self.pixels) // self.image)
+        return next((images for images in range(LARGEST_BATCH, 0, -1) if self.of(images) <= room), 0)
 
 
 @dataclass(frozen=True)
@@ -67,8 +76,8 @@ class Found:
         """How many images to draw in one batch; the engine halves it should this be too many."""
         if self.free is None:
             return LARGEST_BATCH
-        room = self.memory.images_in(int((self.free - self.memory.weights) * 0.8))
-        return max(1, min(LARGEST_BATCH, room))
+        images = self.memory.images_in(int((self.free - self.memory.weights) * 0.8))
+        return max((places for places in PLACES if places <= images), default=1)  # boards have so many places
 
 
 def find(name_or_dir: str, device: str, dtype: str) -> Found:
@@ -205,23 +214,25 @@ def memory_needed(config: JanusConfig, dtype: torch.dtype) -> Memory:
     per_token = 2 * text.num_hidden_layers * text.num_key_value_heads * head * dtype.itemsize
     image = vq.num_patches**2
     tokens = image + 200  # with a prompt and a reasoning
-    # A picture whose tokens are forced is read in one pass: gate, up and their product, and some states. Measured on
-    # the 1B's widths: 102 MB an image with the latents, where this says 98.
+    # A picture whose tokens are forced is read in one pass: gate, up and their product, and some states.
     passing = (4 * text.intermediate_size + 3 * text.hidden_size) * dtype.itemsize
     latents = 2 * image * 2 * text.hidden_size * 4  # float32, once where they are gathered and once as they come back
     pixels = (vq.num_patches * 2 ** (len(vq.channel_multiplier) - 1)) ** 2
     decoding = 8 * pixels * vq.base_channels * dtype.itemsize  # feature maps at full size, twice what was measured
     return Memory(
-        weights=_parameters(config) * dtype.itemsize,
-        image=2 * tokens * (per_token + passing) + latents,
+        weights=(_parameters(config) + vq.num_embeddings * text.hidden_size) * dtype.itemsize,
+        image=2 * tokens * per_token + latents,
+        reading=2 * tokens * passing,
+        reading_at_once=READ_AT_ONCE * passing,
         pixels=decoding,
         pictures=pictures_at_once(pixels),
     )
 
 
-def pictures_at_once(pixels: int) -> int:
-    """How many pictures of so many pixels are decoded at once: one of 384 x 384 takes about 0.2 GB on its way."""
-    return max(1, 2**20 // pixels)
+def pictures_at_once(pixels: int, device: str = "cuda") -> int:
+    """How many pictures of so many pixels are decoded at once: one of 384 x 384 takes about 0.2 GB on its way. A CPU is
+    quickest where all of it stays in its cache."""
+    return max(1, 2 ** (16 if device == "cpu" else 20) // pixels)
 
 
 def free_bytes(device: torch.device) -> int | None:

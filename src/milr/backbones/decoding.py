@@ -35,7 +35,8 @@ Ints = npt.NDArray[np.int64]
 LOOK = 8  # passes on a GPU between two looks whether a text has ended
 JUMP = 5  # what a pass over many tokens costs there, in captured passes of one
 SURPLUS = 2  # tokens and slots that a draft may run over, and a capture does
-READ_AT_ONCE = 16_384  # tokens of one pass over prompts, so that its hidden states stay below half a gigabyte
+READ_AT_ONCE = 8192  # tokens of one pass over prompts and forced runs, of all rows: what it holds stays below 1 GB
+PLACES = (1, 2, 4, 8, 16, 24, 32, 40, 48, 56, 64)  # of the boards on a GPU
 BOARDS = 8  # that are kept with their graphs
 
 
@@ -120,8 +121,8 @@ class Engine:
         return board
 
     def places(self, count: int) -> int:
-        """How many places a board for `count` drafts has: on a GPU a power of two, so that few are captured."""
-        return 1 << (count - 1).bit_length() if self.fixed_shapes else count
+        """How many places a board for `count` drafts has: on a GPU one of few numbers, so that few are captured."""
+        return next(number for number in (*PLACES, count) if number >= count) if self.fixed_shapes else count
 
     def forget(self) -> None:
         """Give back all memory."""

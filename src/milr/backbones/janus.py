@@ -23,7 +23,7 @@ from transformers.utils.logging import disable_progress_bar, enable_progress_bar
 
 from milr.backbones.base import BackboneInfo
 from milr.backbones.board import Stage
-from milr.backbones.checkpoint import LARGEST_BATCH, find
+from milr.backbones.checkpoint import LARGEST_BATCH, find, pictures_at_once
 from milr.backbones.decoder import Cache, Decoder
 from milr.backbones.decoding import Decoded, Engine, NotFinite, Plan
 from milr.backbones.sampling import guide, prefix_length, uniforms
@@ -417,8 +417,7 @@ class JanusBackbone:
     @torch.no_grad()
     def pixels(self, pictures: Sequence[Sequence[int]]) -> list[Image.Image]:
         """Decode whole images, clipping what lies outside [-1, 1] as Janus's own script does."""
-        # A 384-pixel image takes about 0.5 GB on its way. A CPU is quickest where all of it stays in its cache.
-        at_once = max(1, 2 ** (16 if self.model.device.type == "cpu" else 20) // self.info.image_size**2)
+        at_once = pictures_at_once(self.info.image_size**2, self.model.device.type)
         images: list[Image.Image] = []
         for start in range(0, len(pictures), at_once):
             tokens = torch.tensor(pictures[start : start + at_once], device=self.model.device)

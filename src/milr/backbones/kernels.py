@@ -1,10 +1,10 @@
 """One decode step by Triton's kernels. Optional: without Triton the same step runs in torch's own calls (decoder.py).
 
 Decoding reads every weight once a token, and that is its floor. What keeps a step from it are launches, and kernels too
-short to fill the memory bus. So a layer is five kernels where rows are few: what lies between two matrices (norm,
-rotation, cache write, gate, residual) is done by the kernels that read the matrices. One or two rows (a draft and its
-unconditional twin) are multiplied as they stream by, some tens on the matrix units; with more, the vendor's library
-multiplies, and four small kernels do the rest.
+short to fill the memory bus. So a layer is five kernels where rows are one or two (one draft and its unconditional
+twin): what lies between two matrices (norm, rotation, cache write, gate, residual) is done by the kernels that read
+the matrices. With more rows the vendor's library multiplies, and five small kernels do the rest. (The five on the
+matrix units, for 4 to 32 rows, were tried and took 1.2 to 1.3 times as long: docs/adr/0011.)
 
 Kernels are launched before their predecessor is through (programmatic dependent launch, from compute capability 9.0):
 they fetch what never changes, weights, and wait only then.
@@ -39,15 +39,10 @@ class Tuning:
 
     pdl: bool = True
     few_rows: int = 2  # up to so many rows a layer is five kernels
-    some_rows: int = 32  # up to so many it is, on the matrix units
     qkv: Block = (2, 2048, 4, False)
     out: Block = (4, 1024, 4, True)
     gate: Block = (4, 2048, 4, False)
     down: Block = (8, 1024, 4, False)
-    some_qkv: tuple[int, int, int, int] = (64, 128, 4, 4)  # outputs and inputs of a block, warps, stages
-    some_out: tuple[int, int, int, int] = (32, 128, 4, 4)
-    some_gate: tuple[int, int, int, int] = (64, 128, 4, 4)
-    some_down: tuple[int, int, int, int] = (32, 128, 4, 4)
     attend: tuple[int, int, int] = (32, 1, 1)  # slots of a block, warps, stages where keys are split
     attend_many: tuple[int, int, int] = (16, 1, 2)
     programs: int = 528  # of attention that are wanted at once: below, keys are split
@@ -98,8 +93,6 @@ class Kernels:
         for layer, keys, values in zip(decoder.layers, cache.keys, cache.values, strict=True):
             if rows <= self.tuning.few_rows:
                 self._layer_of_few(layer, x, where, keys, values, mixed, gated)
-            elif rows <= self.tuning.some_rows:
-                self._layer_of_some(layer, x, where, keys, values, mixed, gated)
             else:
                 delta = self._layer_of_many(layer, x, delta, normed, where, keys, values, mixed, gated)
         self._norm(x, delta, decoder.norm, normed)
@@ -134,38 +127,6 @@ class Kernels:
         device.added[(triton.cdiv(size, bn),)](
             gated, layer.down, _or(layer.down_bias, x), x, wide, size, two, layer.down_bias is not None, bn, bk, roll,
             num_warps=warps, **pdl,
-        )  # fmt: skip
-
-    def _layer_of_some(
-        self, layer: Layer, x: Tensor, where: Where, keys: Tensor, values: Tensor, mixed: Tensor, gated: Tensor
-    ) -> None:
-        """The same five for some tens of rows, on the matrix units."""
-        decoder, tuning, pdl = self.decoder, self.tuning, self._pdl
-        rows, size, width, wide = len(x), x.shape[1], decoder.head_dim, gated.shape[1]
-        padded = max(16, triton.next_power_of_2(rows))
-        *_, offset, at, query = where
-        bn, bk, warps, stages = tuning.some_qkv
-        bn = min(bn, width)
-        device.attention_inputs_many[(decoder.heads + 2 * decoder.kv_heads, width // bn)](
-            x, layer.norm_attention, layer.qkv, _or(layer.qkv_bias, x), *where, keys, values, keys.shape[2], len(at),
-            decoder.epsilon, size, decoder.heads, decoder.kv_heads, width, rows, padded, layer.qkv_bias is not None, bn,
-            bk, stages, num_warps=warps, **pdl,
-        )  # fmt: skip
-        self._attention(layer, query, keys, values, offset, at, mixed)
-        bn, bk, warps, stages = tuning.some_out
-        device.added_many[(triton.cdiv(size, bn),)](
-            mixed, layer.out, _or(layer.out_bias, x), x, mixed.shape[1], size, rows, padded, layer.out_bias is not None,
-            bn, bk, stages, num_warps=warps, **pdl,
-        )  # fmt: skip
-        bn, bk, warps, stages = tuning.some_gate
-        device.gated_many[(triton.cdiv(wide, bn // 2),)](
-            x, layer.norm_mlp, layer.gate_up, _or(layer.gate_up_bias, x), gated, decoder.epsilon, size, wide, rows,
-            padded, layer.gate_up_bias is not None, bn, bk, stages, num_warps=warps, **pdl,
-        )  # fmt: skip
-        bn, bk, warps, stages = tuning.some_down
-        device.added_many[(triton.cdiv(size, bn),)](
-            gated, layer.down, _or(layer.down_bias, x), x, wide, size, rows, padded, layer.down_bias is not None, bn,
-            bk, stages, num_warps=warps, **pdl,
         )  # fmt: skip
 
     def _layer_of_many(
