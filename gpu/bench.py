@@ -64,8 +64,9 @@ def pictures(model: Any, size: str, images: int, bandwidth: float) -> None:
     slot = 2 * len(decoder.layers) * decoder.kv_heads * decoder.head_dim * decoder.weight.itemsize
     cache = 2 * images * (prompt + count / 2) * slot
     token = (whole - pixels) / count
+    share = (weights + cache) / token / bandwidth
     record(
-        size=size, what="whole pictures", images=images, image_token_ms=1e3 * token, share=(weights + cache) / token / bandwidth,
+        size=size, what="whole pictures", images=images, image_token_ms=1e3 * token, share=share,
         seconds=whole, image_seconds=whole / images, pixel_seconds=pixels / images,
     )  # fmt: skip
 

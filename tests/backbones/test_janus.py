@@ -503,3 +503,18 @@ def test_golden_tokens_of_janus_pro_1b() -> None:
     drawn = backbone.draw([Order(text, Ask(text=silent, image=Greedy(), guidance=5.0), 0)])[0]
     golden = [4484, 4015, 15750, 506, 3758, 11651, 8597, 5739, 4861, 971, 14985, 14834, 15438, 7548, 1820, 1465]
     assert list(drawn.image_tokens[:16]) == golden
+
+
+def test_what_critics_hold_by_the_first_draft_is_counted(
+    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backbone = load_janus(str(tiny_checkpoint), device="cpu", dtype="float32")
+    assert backbone.max_batch == 64
+    memory = backbone._memory
+    assert memory is not None
+    monkeypatch.setattr("milr.backbones.janus.free_bytes", lambda device: int(memory.of(10) / 0.8) + 1)
+    backbone.draw([Order("a red apple", Ask(), 1)])
+    assert backbone.max_batch == 8, "ten would fit, and a board has eight places"
+    monkeypatch.setattr("milr.backbones.janus.free_bytes", lambda device: 0)
+    backbone.draw([Order("a red apple", Ask(), 1)])
+    assert backbone.max_batch == 8, "looked at once: what the engine itself holds is not free any more"

@@ -59,6 +59,12 @@ class Memory:
         """How many images this room has place for, beside the weights."""
         return next((images for images in range(LARGEST_BATCH, 0, -1) if self.of(images) <= room), 0)
 
+    def places_in(self, free: int | None) -> int:
+        """How many images to draw at once where so much is free (None: nobody knows) beside the weights: as many as a
+        board has places for."""
+        images = LARGEST_BATCH if free is None else self.images_in(int(free * 0.8))
+        return max((places for places in PLACES if places <= images), default=1)
+
 
 @dataclass(frozen=True)
 class Found:
@@ -74,10 +80,7 @@ class Found:
 
     def images_at_once(self) -> int:
         """How many images to draw in one batch; the engine halves it should this be too many."""
-        if self.free is None:
-            return LARGEST_BATCH
-        images = self.memory.images_in(int((self.free - self.memory.weights) * 0.8))
-        return max((places for places in PLACES if places <= images), default=1)  # boards have so many places
+        return self.memory.places_in(None if self.free is None else self.free - self.memory.weights)
 
 
 def find(name_or_dir: str, device: str, dtype: str) -> Found:

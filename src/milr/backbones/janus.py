@@ -23,7 +23,7 @@ from transformers.utils.logging import disable_progress_bar, enable_progress_bar
 
 from milr.backbones.base import BackboneInfo
 from milr.backbones.board import Stage
-from milr.backbones.checkpoint import LARGEST_BATCH, find, pictures_at_once
+from milr.backbones.checkpoint import LARGEST_BATCH, Memory, find, free_bytes, pictures_at_once
 from milr.backbones.decoder import Cache, Decoder
 from milr.backbones.decoding import Decoded, Engine, NotFinite, Plan
 from milr.backbones.sampling import guide, prefix_length, uniforms
@@ -196,7 +196,9 @@ class JanusBackbone:
         name: str,
         max_text_tokens: int | None = None,
         max_batch: int = LARGEST_BATCH,
+        memory: Memory | None = None,
     ) -> None:
+        """`max_batch` images are drawn at once; fewer, if `memory` is known, where critics took their part of it."""
         model.requires_grad_(False).train(False)
         if model.device.type == "cpu":  # its convolutions take half the time; one value in 4,000 rounds otherwise
             model.model.vqmodel.to(memory_format=torch.channels_last)
@@ -206,6 +208,7 @@ class JanusBackbone:
         self.prompts = Prompts(tokenizer, config, generation)
         self.max_text_tokens: int = max_text_tokens or generation.max_new_tokens or DEFAULT_MAX_TEXT_TOKENS
         self.max_batch = max_batch
+        self._memory = memory  # until it was looked at
         grid = int(config.vq_config.num_patches)
         guidance = generation.guidance_scale
         self.info = BackboneInfo(
@@ -231,6 +234,9 @@ class JanusBackbone:
         """Draw each order, in order; what is batched with what never changes a draft (up to float ties)."""
         for order in orders:
             self._check(order)
+        if self._memory is not None:
+            self.max_batch = min(self.max_batch, self._memory.places_in(free_bytes(self.model.device)))
+            self._memory = None
         # Unguided drafts need half of the rows, so they are drawn by themselves.
         waiting = sorted(range(len(orders)), key=lambda index: self._guidance(orders[index]) == 1.0)
         drawn: dict[int, Drawn] = {}
@@ -573,4 +579,6 @@ def load_janus(name_or_dir: str = "lab", device: str = "auto", dtype: str = "aut
         raise UserError(f"{found.name} is incomplete: {len(missing)} weights are missing, the first is {missing[0]}.")
     if not found.config.tie_word_embeddings:
         assert model.lm_head.weight.data_ptr() != model.get_input_embeddings().weight.data_ptr()
-    return JanusBackbone(model.to(found.device), tokenizer, found.name, max_batch=found.images_at_once())
+    return JanusBackbone(
+        model.to(found.device), tokenizer, found.name, max_batch=found.images_at_once(), memory=found.memory
+    )
