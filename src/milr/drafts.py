@@ -90,12 +90,14 @@ class Order:
 
     `stream` is all that a draft's randomness depends on: the token at position t of the text (or image) is chosen
     by the t-th uniform number of that stream, so a draft is the same whatever it is batched with, and a forced
-    prefix does not shift what follows it.
+    prefix does not shift what follows it. `guess`: image tokens that may come, e.g. those of an earlier draft; a good
+    guess makes drawing quicker, and none changes a token.
     """
 
     prompt: str
     ask: Ask
     stream: int
+    guess: tuple[int, ...] = field(default=(), compare=False, repr=False)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +15,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
+from milr.backbones import decoding
 from milr.backbones.janus import JanusBackbone
 from milr.backbones.sampling import choose, guide, prefix_length, uniforms
 from milr.drafts import Ask, Drawn, Forced, Greedy, Order, Sample
@@ -279,6 +282,107 @@ def test_free_positions_are_drawn_and_all_others_kept(
     tied = ties(tiny_backbone, redrawn)[1]
     for position in free:
         assert other.image_tokens[position] == int(again[position]) or tied[position]
+
+
+# --- Leaps ----------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def leaping(backbone: JanusBackbone, leaps: bool) -> Iterator[None]:
+    kept, backbone._engine.leaps = backbone._engine.leaps, leaps
+    try:
+        yield
+    finally:
+        backbone._engine.leaps = kept
+
+
+def drawn_at_once(backbone: JanusBackbone, orders: list[Order], leaps: bool) -> tuple[list[Drawn], int]:
+    """The drafts, and the most passes that a picture took."""
+    passes: list[int] = []
+    decode = backbone._engine.decode
+
+    def counted(stage: Any, plans: Any) -> Any:
+        found = decode(stage, plans)
+        passes.extend(one.passes for one in found if stage.name == "image")
+        return found
+
+    with leaping(backbone, leaps):
+        try:
+            backbone._engine.decode = counted  # type: ignore[method-assign]
+            return backbone.draw(orders), max(passes)
+        finally:
+            del backbone._engine.decode
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    then=st.sampled_from([Greedy(), Sample(), Sample(0.3), Sample(4.0)]),
+    streams=st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=4),
+    free=st.none() | st.frozensets(st.integers(0, 15), min_size=1),
+    guess=st.lists(st.integers(0, 60), max_size=16),
+    guidance=st.sampled_from([1.0, 4.0]),
+    ratio=st.sampled_from([0.0, 0.3, 1.0]),
+)
+def test_leaps_change_no_token_and_no_latent(
+    tiny_backbone: JanusBackbone,
+    then: Greedy | Sample,
+    streams: list[int],
+    free: frozenset[int] | None,
+    guess: list[int],
+    guidance: float,
+    ratio: float,
+) -> None:
+    """Any guess, any mask, drafts side by side that land at their own places."""
+    image = then if free is None else Forced(tuple(range(16)), then, free)
+    orders = [
+        Order(PROMPTS[index % 3], Ask(image=image, image_ratio=ratio, guidance=guidance), stream, tuple(guess))
+        for index, stream in enumerate(streams)
+    ]
+    expected, _ = drawn_at_once(tiny_backbone, orders, leaps=False)
+    found, _ = drawn_at_once(tiny_backbone, orders, leaps=True)
+    for order, one, other in zip(orders, expected, found, strict=True):
+        if assert_same_tokens(tiny_backbone, order, one, other) and one.latents:
+            assert other.latents
+            assert_close_latents(tiny_backbone, other.latents.image, one.latents.image)
+            assert (one.cost.image_tokens, one.cost.prefilled_tokens) == (
+                other.cost.image_tokens,
+                other.cost.prefilled_tokens,
+            )
+
+
+def test_a_right_guess_is_drawn_in_few_passes(tiny_backbone: JanusBackbone) -> None:
+    """Sixteen tokens: the first with the prompt, the others in one leap where every guess is right."""
+    order = Order("a red apple", Ask(image=Sample(2.0)), 5)
+    (drawn,), plain = drawn_at_once(tiny_backbone, [order], leaps=False)
+    guessed = replace(order, guess=drawn.image_tokens)
+    (again,), leapt = drawn_at_once(tiny_backbone, [guessed], leaps=True)
+    assert_same_tokens(tiny_backbone, order, drawn, again)
+    assert plain == 16
+    if again.image_tokens == drawn.image_tokens:
+        assert leapt == 2
+    assert order == guessed, "a guess is no part of what was asked for"
+
+
+def test_many_rows_do_not_leap(tiny_backbone: JanusBackbone) -> None:
+    """A pass over many rows has no slack: eight drafts, sixteen rows."""
+    orders = [Order("a red apple", Ask(image=Sample()), stream) for stream in range(8)]
+    assert drawn_at_once(tiny_backbone, orders, leaps=True)[1] == 16
+
+
+def test_useless_guesses_are_given_up(tiny_backbone: JanusBackbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The choices of a nearly even distribution cannot be guessed: after some leaps the rest is drawn one by one."""
+    windows: list[int] = []
+    real = decoding._Run._window
+
+    def seen(run: Any) -> int:
+        window = real(run)
+        windows.extend([window] * (run.stage.name == "image"))
+        return window
+
+    monkeypatch.setattr(decoding._Run, "_window", seen)
+    tiny_backbone.draw([Order("a red apple", Ask(image=Sample(1e6)), 5)])
+    assert windows[: decoding.TRIES] == [16] * decoding.TRIES
+    assert windows[-1] == 1
 
 
 def test_a_whole_forced_draft_costs_nothing(tiny_backbone: JanusBackbone) -> None:

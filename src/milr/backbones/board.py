@@ -30,7 +30,8 @@ class Stage:
     """What the tokens of a stage (text or image) mean.
 
     `length` is the most tokens a draft can have; `table` [V, D] holds each token's input; `head` maps final hidden
-    states [N, D] to logits [N, V] in the model's dtype; `end` is the token that ends a draft early.
+    states [N, D] to logits [N, V] in the model's dtype; `end` is the token that ends a draft early; `above` says how
+    far back the token lies that the next one is most like, where there is one (the one above it in a picture).
     """
 
     name: str
@@ -38,6 +39,7 @@ class Stage:
     table: Tensor
     head: Callable[[Tensor], Tensor]
     end: int | None = None
+    above: int | None = None
 
 
 @dataclass(frozen=True)
@@ -115,16 +117,20 @@ class Board:
     def choose_at(self, places: Tensor, at: Tensor, state: Tensor, is_greedy: bool) -> None:
         """Choose the tokens at positions [n], where they are free, of the drafts at `places` [n] from `state`
         [branches, n, D]."""
-        # Before guidance, which multiplies the rounding of bfloat16.
-        logits = self.stage.head(state.flatten(0, 1)).float().view(*state.shape[:2], -1)
-        logits = guide(logits[0], logits[1], self.scales[places]) if len(logits) == 2 else logits[0]
-        self.health[places] += logits.amax(-1)
-        numbers = self.numbers[places.to(self.numbers.device), at.to(self.numbers.device)]
-        chosen = choose(logits, self.temperatures[places], numbers, is_greedy)
+        chosen = self.chosen(places, at, state, is_greedy)
         tokens = torch.where(self.free[places, at], chosen, self.tokens[places, at])
         self.tokens[places, at] = tokens
         if self.stage.end is not None:
             self.ended[places] |= tokens == self.stage.end
+
+    def chosen(self, places: Tensor, at: Tensor, state: Tensor, is_greedy: bool) -> Tensor:
+        """What would be chosen there, [n]."""
+        # Before guidance, which multiplies the rounding of bfloat16.
+        logits = self.stage.head(state.flatten(0, 1)).float().view(*state.shape[:2], -1)
+        logits = guide(logits[0], logits[1], self.scales[places]) if len(logits) == 2 else logits[0]
+        self.health.index_add_(0, places, logits.amax(-1))
+        numbers = self.numbers[places.to(self.numbers.device), at.to(self.numbers.device)]
+        return choose(logits, self.temperatures[places], numbers, is_greedy)
 
     def move_to(self, other: Board, places: Sequence[int]) -> None:
         """Put the drafts at `places` onto a smaller board, in this order. It may lie in the same memory."""

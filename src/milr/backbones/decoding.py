@@ -8,6 +8,10 @@ that comes before the first one, prompt and forced tokens, is read in one pass. 
 a pass, side by side. Where a run of forced tokens lies before a draft's next stop, it is read in one pass too, unless
 walking through it with the others costs less. A draft that is done leaves, and when many have left the others move
 together.
+
+Where rows are so few that a pass of several tokens costs little more than one of one, drafts *leap*: what may come is
+guessed and fed all at once. As a token is a function of its logits and its own number, every choice up to the first
+wrong guess is the very token that would have been chosen one by one; the choices after it are the next guess.
 """
 
 from __future__ import annotations
@@ -34,6 +38,9 @@ Ints = npt.NDArray[np.int64]
 
 LOOK = 8  # passes on a GPU between two looks whether a text has ended
 JUMP = 5  # what a pass over many tokens costs there, in captured passes of one
+SLACK = 32  # rows x tokens of a pass that costs a processor little more than one row and one token
+SHORTEST_LEAP = 4  # tokens; less is not worth it
+TRIES = 6  # leaps after which it shows whether guesses are any good: less than two tokens each are not
 SURPLUS = 2  # tokens and slots that a draft may run over, and a capture does
 READ_AT_ONCE = 8192  # tokens of one pass over prompts and forced runs, of all rows: what it holds stays below 1 GB
 PLACES = (1, 2, 4, 8, 16, 24, 32, 40, 48, 56, 64)  # of the boards on a GPU
@@ -45,7 +52,8 @@ class Plan:
     """What one draft wants of a stage.
 
     `prompts`: text token ids, a sequence for each branch (conditional, then unconditional), equally long.
-    `tokens`: the forced tokens; where a position is in `free` (ascending) the token is chosen instead.
+    `tokens`: the forced tokens; where a position is in `free` (ascending) the token is chosen instead, and the one
+    given is a guess. `guess`: what tokens beyond them may be; it changes speed, never a token.
     `keep`: how many leading latents to return. `temperature`: 0 is greedy. `numbers`: one for each position.
     `guidance`: the scale, if there are two branches.
     """
@@ -57,6 +65,7 @@ class Plan:
     temperature: float
     numbers: Floats
     guidance: float = 1.0
+    guess: Sequence[int] = ()
 
 
 @dataclass(frozen=True)
@@ -68,6 +77,7 @@ class Decoded:
     latents: Tensor
     sampled: int
     prefilled: int
+    passes: int = 0
 
 
 class NotFinite(ArithmeticError):
@@ -80,6 +90,7 @@ class Engine:
     def __init__(self, decoder: Decoder) -> None:
         self.decoder = decoder
         self.fixed_shapes = decoder.weight.is_cuda  # passes are captured
+        self.leaps = True
         self.kernels: Kernels | None = None
         self._boards: dict[tuple[str, Shape], GraphBoard] = {}
         self._memory: Tensor | None = None
@@ -153,14 +164,17 @@ class _Way:
     at: int
     place: int = 0
     ended: bool = False
+    passes: int = 0
+    guessed: int = 0  # positions below this one have a guess
 
     @property
     def is_over(self) -> bool:
         return self.ended or not self.runs
 
-    def go_to(self, query: int) -> None:
-        """Note that all queries below this one are done."""
+    def go_to(self, query: int, passes: int) -> None:
+        """Note that all queries below this one are done, after so many passes more."""
         self.at = query
+        self.passes += passes
         while self.runs and self.runs[0][1] < query:
             del self.runs[0]
 
@@ -177,6 +191,7 @@ class _Run:
             for way in self.ways:
                 way.runs = [(way.runs[0][0], way.runs[-1][1])]
         self.is_greedy = all(plan.temperature == 0 for plan in plans)
+        self.leapt, self.landed = 0, 0  # leaps of single drafts, and tokens that they brought
         self.results: dict[int, Decoded] = {}
         longest = max(len(plan.prompts[0]) for plan in plans) + stage.length + SURPLUS
         keep = max(plan.keep for plan in plans)
@@ -189,7 +204,9 @@ class _Run:
     def finish(self) -> list[Decoded]:
         self._seat()
         while self._leave():
-            if jumping := [way for way in self.ways if way.runs[0][0] > way.at]:
+            if (window := self._window()) > 1:
+                self._leap(window)
+            elif jumping := [way for way in self.ways if way.runs[0][0] > way.at]:
                 self._read(jumping)
             else:
                 self._walk()
@@ -206,6 +223,8 @@ class _Run:
         numbers = np.zeros((len(ways), length))
         for way in ways:
             way.place = way.index
+            guess = way.plan.guess[:length]
+            tokens[way.place, : len(guess)] = guess
             tokens[way.place, : len(way.plan.tokens)] = way.plan.tokens
             free[way.place, list(way.plan.free)] = True
             numbers[way.place, : len(way.plan.numbers)] = way.plan.numbers
@@ -252,7 +271,7 @@ class _Run:
         if not bool(self.board.health[places].isfinite().all() & latents.isfinite().all()):
             raise NotFinite("logits or latents")
         for way, row, kept in zip(ways, self.board.tokens[places].tolist(), latents, strict=True):
-            self.results[way.index] = _result(way.plan, row, self.stage.end if way.ended else None, kept)
+            self.results[way.index] = _result(way, row, self.stage.end, kept)
 
     # Passes
 
@@ -267,18 +286,71 @@ class _Run:
         first = [way.at + len(way.plan.prompts[0]) - 1 for way in self.ways]
         self.board.advance(count, first, self.is_greedy)
         for way in self.ways:
-            way.go_to(way.at + count)
+            way.go_to(way.at + count, count)
         self._look(self.ways)
+
+    def _window(self) -> int:
+        """How many tokens of each draft to feed in the next pass: 1 is no leap."""
+        known = self.stage.above is not None  # how a token that nobody guessed is guessed
+        useless = self.leapt >= TRIES and self.landed < 2 * self.leapt
+        if self.engine.fixed_shapes or not self.engine.leaps or not known or useless:
+            return 1
+        window = SLACK // (len(self.ways) * self.branches)
+        return window if window >= SHORTEST_LEAP else 1
+
+    def _leap(self, window: int) -> None:
+        """Feed the tokens that may come next, and keep what is chosen up to the first wrong guess."""
+        board, above = self.board, self.stage.above or 1
+        last = [way.runs[-1][1] for way in self.ways]
+        first = np.array([way.at for way in self.ways])
+        stop = np.minimum(first + window - 1, np.array(last))
+        places = self._tensor(np.array([way.place for way in self.ways]))
+        guessed = board.tokens[places]  # a copy
+        for row, way in enumerate(self.ways):
+            known = max(way.at, way.guessed, len(way.plan.guess), len(way.plan.tokens))
+            for position in range(known, int(stop[row]) + 1):
+                guessed[row, position] = guessed[row, position - (above if position >= above else 1)]
+            way.guessed = max(known, int(stop[row]) + 1)
+        board.tokens[places] = guessed
+        hidden, span = self._fed(self.ways, first, stop)
+        length = span.shape[1]
+        inside = self._tensor(np.minimum(span, board.shape.length - 1))
+        chosen = board.chosen(
+            places.repeat_interleave(length), inside.flatten(), hidden.flatten(1, 2), self.is_greedy
+        ).view(-1, length)
+        guess = guessed.gather(1, inside)
+        chosen = torch.where(board.free[places].gather(1, inside), chosen, guess)
+        right = (chosen == guess).cumprod(1)[:, :-1].sum(1)
+        kept = torch.minimum(right + 1, self._tensor(stop - first + 1))
+        written = self._tensor(span <= stop[:, None])
+        guessed.scatter_(1, inside, torch.where(written, chosen, guess))
+        board.tokens[places] = guessed
+        self.leapt += len(self.ways)
+        for way, count in zip(self.ways, kept.tolist(), strict=True):
+            way.go_to(way.at + count, 1)
+            self.landed += count
 
     def _read(self, ways: Sequence[_Way]) -> None:
         """Feed each draft all that comes before its next stop in one pass, and choose its token there."""
-        board, branches = self.board, self.branches
+        board = self.board
         first = np.array([way.at for way in ways])
         stop = np.array([way.runs[0][0] for way in ways])
+        hidden, _ = self._fed(ways, first, stop)
+        state = hidden[:, torch.arange(len(ways), device=self.device), self._tensor(stop - first)]
+        places = np.array([way.place for way in ways])
+        board.choose_at(self._tensor(places), self._tensor(stop), state, self.is_greedy)
+        for way in ways:
+            way.go_to(way.runs[0][0] + 1, 1)
+        self._look(ways)
+
+    def _fed(self, ways: Sequence[_Way], first: Ints, stop: Ints) -> tuple[Tensor, Ints]:
+        """Feed these drafts from query `first` to query `stop` [n]: the final hidden states [branches, n, T, D] of T
+        queries each, shorter ones padded, and the queries themselves [n, T]. Keeps the latents that were asked for."""
+        board, branches = self.board, self.branches
         offset = np.array([len(way.plan.prompts[0]) - 1 for way in ways])
         places = np.array([way.place for way in ways])
         length = int((stop - first).max()) + 1
-        span = first[:, None] + np.arange(length)  # [n, length] queries
+        span = first[:, None] + np.arange(length)
         slots = np.minimum(span + offset[:, None], board.shape.slots - 1)  # padding may run over
         rows = np.concatenate([places + branch * board.shape.places for branch in range(branches)])
         everyone = len(rows) == board.cache.rows and bool((rows == np.arange(len(rows))).all())
@@ -290,19 +362,13 @@ class _Run:
             uniform=False,
             rows=None if everyone else self._tensor(rows),
         ).view(branches, len(ways), length, -1)
-
         keeps = np.array([way.plan.keep for way in ways])
         wanted = (span >= 0) & (span <= stop[:, None]) & (span < keeps[:, None])
         if wanted.any():
             row, step = np.nonzero(wanted)
             state = hidden[:, self._tensor(row), self._tensor(step)].transpose(0, 1)
             board.latents[self._tensor(places[row]), self._tensor(span[row, step])] = state.float()
-
-        state = hidden[:, torch.arange(len(ways), device=self.device), self._tensor(stop - first)]
-        board.choose_at(self._tensor(places), self._tensor(stop), state, self.is_greedy)
-        for way in ways:
-            way.go_to(way.runs[0][0] + 1)
-        self._look(ways)
+        return hidden, span
 
     def _inputs(self, ways: Sequence[_Way], span: Ints) -> Tensor:
         """What the queries of `span` feed, [branches * n, T, D]: the prompt up to query 0, then the tokens before."""
@@ -352,16 +418,16 @@ def _pays_to_jump(ways: Sequence[_Way]) -> bool:
     return chosen + JUMP * jumps < walked
 
 
-def _result(plan: Plan, row: Sequence[int], end: int | None, latents: Tensor) -> Decoded:
+def _result(way: _Way, row: Sequence[int], end: int | None, latents: Tensor) -> Decoded:
     """What became of a plan: the tokens in its row, up to `end` where it came (only a text ends, and its free positions
     are all that follow its forced tokens)."""
-    prompt = len(plan.prompts[0])
+    plan, prompt = way.plan, len(way.plan.prompts[0])
     kept = latents[: plan.keep].clone()
-    if end is not None:
+    if way.ended and end is not None:
         start = plan.free[0]
         length = row.index(end, start)
-        return Decoded(tuple(row[:length]), True, kept, length - start + 1, prompt + start)
+        return Decoded(tuple(row[:length]), True, kept, length - start + 1, prompt + start, way.passes)
     length = max(len(plan.tokens), plan.free[-1] + 1 if plan.free else 0)
     fed = _runs(plan)[-1][1]
     prefilled = prompt + fed - sum(position < fed for position in plan.free)
-    return Decoded(tuple(row[:length]), False, kept, len(plan.free), prefilled)
+    return Decoded(tuple(row[:length]), False, kept, len(plan.free), prefilled, way.passes)

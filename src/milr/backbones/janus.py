@@ -396,7 +396,8 @@ class JanusBackbone:
             prompts = (drawing, self.prompts.undrawn(drawing)) if guided else (drawing,)
             keep = prefix_length(order.ask.image_ratio, count)
             numbers = uniforms(order.stream, 1, count)
-            plans.append(Plan(prompts, tokens, free, keep, _temperature(choice), numbers, self._guidance(order)))
+            scale = self._guidance(order)
+            plans.append(Plan(prompts, tokens, free, keep, _temperature(choice), numbers, scale, order.guess))
         return self._engine.decode(self.image_stage, plans)
 
     @cached_property
@@ -410,7 +411,8 @@ class JanusBackbone:
         with torch.inference_mode():
             tokens = torch.arange(self._image_vocabulary, device=self.model.device)
             parts = [self.model.prepare_embeddings_for_image_generation(part) for part in tokens.split(4096)]
-            return Stage("image", self.info.image_tokens, torch.cat(parts), self.model.model.generation_head)
+            head = self.model.model.generation_head
+            return Stage("image", self.info.image_tokens, torch.cat(parts), head, above=self.info.grid)
 
     def _image_logits(self, latents: Tensor, guidance: float | Tensor) -> Tensor:
         head = self.model.model.generation_head
