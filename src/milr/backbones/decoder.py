@@ -83,6 +83,12 @@ class Decoder:
         """A weight, for its device and dtype."""
         return self.embed_tokens.weight
 
+    @property
+    def layer_bytes(self) -> int:
+        """What every pass reads of the layers' matrices."""
+        matrices = [matrix for layer in self.layers for matrix in (layer.qkv, layer.out, layer.gate_up, layer.down)]
+        return sum(matrix.numel() * matrix.element_size() for matrix in matrices)
+
     def new_cache(self, rows: int, slots: int, memory: Tensor | None = None) -> Cache:
         """An empty cache, in `memory` (flat, of `cache_size` numbers) where that is given."""
         weight = self.weight

@@ -39,6 +39,7 @@ Ints = npt.NDArray[np.int64]
 LOOK = 8  # passes on a GPU between two looks whether a text has ended
 JUMP = 5  # what a pass over many tokens costs there, in captured passes of one
 SLACK = 32  # rows x tokens of a pass that costs a processor little more than one row and one token
+SMALL = 2**28  # bytes of the layers of a model that leaps
 SHORTEST_LEAP = 4  # tokens; less is not worth it
 TRIES = 6  # leaps after which it shows whether guesses are any good: less than two tokens each are not
 SURPLUS = 2  # tokens and slots that a draft may run over, and a capture does
@@ -90,7 +91,8 @@ class Engine:
     def __init__(self, decoder: Decoder) -> None:
         self.decoder = decoder
         self.fixed_shapes = decoder.weight.is_cuda  # passes are captured
-        self.leaps = True
+        # On a processor a pass of a larger model is arithmetic, and has no slack; on a GPU leaps are not captured yet.
+        self.leaps = decoder.layer_bytes < SMALL and not self.fixed_shapes
         self.kernels: Kernels | None = None
         self._boards: dict[tuple[str, Shape], GraphBoard] = {}
         self._memory: Tensor | None = None
@@ -293,7 +295,7 @@ class _Run:
         """How many tokens of each draft to feed in the next pass: 1 is no leap."""
         known = self.stage.above is not None  # how a token that nobody guessed is guessed
         useless = self.leapt >= TRIES and self.landed < 2 * self.leapt
-        if self.engine.fixed_shapes or not self.engine.leaps or not known or useless:
+        if not (self.engine.leaps and known) or useless:
             return 1
         window = SLACK // (len(self.ways) * self.branches)
         return window if window >= SHORTEST_LEAP else 1

@@ -259,7 +259,9 @@ class _Probe:
             self.text_tokens, self.text_ended = rounds, True
         return first, (whole - first).times(1 / max(1, rounds - 1))
 
-    def _image(self, free: range) -> Forced:
+    def _image(self, free: range) -> Choice:
+        if len(free) == self.count:
+            return Sample()  # as it is drawn: tokens that are given are guesses too
         return Forced((0,) * self.count, then=Sample(), free=frozenset(free))
 
     def _best(self, text: Choice, image: Choice, images: int, drawn: list[Drawn] | None = None) -> Spent:
