@@ -105,7 +105,7 @@ class Latents:
     """Final hidden states (after the last norm, the inputs of the heads) behind the first tokens of a draft.
 
     text: [T_text, D]; image: [T_image, 2, D], conditional then unconditional (equal to the conditional ones when
-    the guidance scale is 1 and no unconditional row was computed). float32.
+    the guidance scale is 1 and no unconditional row was computed). float32, on the model's device as a rule.
     """
 
     text: torch.Tensor

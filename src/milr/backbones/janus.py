@@ -344,7 +344,7 @@ class JanusBackbone:
         drawn = []
         for order, reasoning, text, picture, image in zip(orders, reasonings, texts, pictures, images, strict=True):
             asked = order.ask.text_ratio > 0 or order.ask.image_ratio > 0
-            latents = Latents(text.latents[:, 0].clone(), picture.latents.expand(-1, 2, -1).clone()) if asked else None
+            latents = self._latents(text.latents, picture.latents) if asked else None
             cost = Cost(0, text.sampled, picture.sampled, text.prefilled + picture.prefilled, seconds)
             drawn.append(
                 Drawn(
@@ -359,6 +359,13 @@ class JanusBackbone:
                 )
             )
         return drawn
+
+    def _latents(self, text: Tensor, image: Tensor) -> Latents:
+        """What a search gets, on the model's device, where its heads are; searches compute in float64, which Apple's
+        lacks."""
+        if text.device.type == "mps":
+            text, image = text.cpu(), image.cpu()
+        return Latents(text[:, 0].clone(), image.expand(-1, 2, -1).clone())
 
     def _write(self, orders: Sequence[Order]) -> list[Decoded]:
         """The text stage. A text that is forced to its end only runs where its latents are asked for."""
