@@ -299,13 +299,13 @@ TABLES: dict[str, Callable[[Mapping[str, Any]], list[str]]] = {
 }  # fmt: skip
 
 
-def _timed(gpu: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+def _of_tokens(gpu: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """What was measured of image tokens; gpu/results.json says more."""
     return [{**one, "size": str(one["size"]).upper()} for one in gpu if "image_token_ms" in one]
 
 
 def _gpu(gpu: Sequence[Mapping[str, Any]]) -> list[str]:
-    gpu = _timed(gpu)
+    gpu = _of_tokens(gpu)
     if not gpu:
         return ["not measured"]
     kinds = list(dict.fromkeys(str(one["what"]) for one in gpu))
@@ -324,7 +324,7 @@ def _gpu(gpu: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _large(gpu: Sequence[Mapping[str, Any]]) -> list[str]:
     """The arithmetic for GenEval and for a million prompts, at 7B on H100s."""
-    ours = [one for one in _timed(gpu) if one["size"] == "7B" and one["what"] == "whole pictures"]
+    ours = [one for one in _of_tokens(gpu) if one["size"] == "7B" and one["what"] == "whole pictures"]
     if not ours:
         return ["not measured"]
     best = min(ours, key=lambda one: one["image_token_ms"] / one["images"])
