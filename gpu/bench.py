@@ -19,7 +19,6 @@ from typing import Any
 import torch
 import tune
 
-from milr.backbones.decoder import planless_attention
 from milr.backbones.kernels import Tuning
 from milr.backbones.random_checkpoint import janus_pro_1b, janus_pro_7b, random_backbone, tiny
 from milr.drafts import Ask, Drawn, Forced, Order, Sample, Task
@@ -110,11 +109,10 @@ def transformers_generate(model: Any, size: str, images: int) -> None:
     try:
         tune.synchronize()
         begun = time.perf_counter()
-        with planless_attention(torch.device("cpu")):  # as it is for whoever calls it
-            model.model.generate(
-                input_ids=ids, attention_mask=torch.ones_like(ids), generation_mode="image", do_sample=True, top_k=0,
-                guidance_scale=5, use_cache=True,
-            )  # fmt: skip
+        model.model.generate(
+            input_ids=ids, attention_mask=torch.ones_like(ids), generation_mode="image", do_sample=True, top_k=0,
+            guidance_scale=5, use_cache=True,
+        )  # fmt: skip
         tune.synchronize()
         token = (time.perf_counter() - begun) / model.info.image_tokens
         record(

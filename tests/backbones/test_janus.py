@@ -8,6 +8,8 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -518,3 +520,28 @@ def test_what_critics_hold_by_the_first_draft_is_counted(
     monkeypatch.setattr("milr.backbones.janus.free_bytes", lambda device: 0)
     backbone.draw([Order("a red apple", Ask(), 1)])
     assert backbone.max_batch == 8, "looked at once: what the engine itself holds is not free any more"
+
+
+def test_looking_at_pictures_makes_no_plans_either(
+    tiny_backbone: JanusBackbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A described picture brings a new length with every word, as a drawn one does with every token."""
+    inside: list[bool] = []
+
+    @contextmanager
+    def planless(device: torch.device) -> Iterator[None]:
+        inside.append(True)
+        yield
+        inside.pop()
+
+    real = tiny_backbone._decoder.forward
+
+    def forward(*arguments: Any, **named: Any) -> Any:
+        assert inside, "attention outside of the guard"
+        return real(*arguments, **named)
+
+    monkeypatch.setattr("milr.backbones.janus.planless_attention", planless)
+    monkeypatch.setattr(tiny_backbone._decoder, "forward", forward)
+    image = Image.new("RGB", (32, 32))
+    tiny_backbone.describe([image], ["what is it?"], 3)
+    tiny_backbone.answer([image], ["is it red?"])

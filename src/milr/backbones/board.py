@@ -44,7 +44,8 @@ class Stage:
 
 @dataclass(frozen=True)
 class Shape:
-    """What a board is made for: places (drafts), branches of each, tokens, slots of the cache, latents kept."""
+    """What a board is made for: places (drafts), branches of each, tokens and slots of the cache, latents kept. Some
+    tokens and slots are to spare, as an idle draft, or one whose end was not seen yet, may run over."""
 
     places: int
     branches: int
@@ -66,7 +67,6 @@ class Board:
         device, places = decoder.weight.device, shape.places
         self.decoder, self.stage, self.shape = decoder, stage, shape
         self.cache = decoder.new_cache(places * shape.branches, shape.slots, memory)
-        # One more than there are: an idle draft, or one whose end was not seen yet, may run over.
         self.tokens = torch.zeros(places, shape.length, dtype=torch.long, device=device)
         self.free = torch.ones(places, shape.length, dtype=torch.bool, device=device)
         self.at = torch.ones(places, dtype=torch.long, device=device)
@@ -78,7 +78,7 @@ class Board:
         self.latents = torch.zeros(places, shape.keep + 1, shape.branches, decoder.hidden_size, device=device)
         self.health = torch.zeros(places, device=device)
         self.ended = torch.zeros(places, dtype=torch.bool, device=device)
-        self.greedy: bool | None = None  # what the host knows of the temperatures
+        self.greedy = False  # whether the host knows that all temperatures are 0
         self._everyone = torch.arange(places, device=device)
 
     def advance(self, count: int, first: Sequence[int], is_greedy: bool) -> None:
@@ -111,7 +111,7 @@ class Board:
         state = hidden.view(self.shape.branches, self.shape.places, -1)
         if self.shape.keep:
             self.latents[everyone, at.clamp(max=self.shape.keep)] = state.transpose(0, 1).float()
-        self.choose_at(everyone, at, state, bool(self.greedy))
+        self.choose_at(everyone, at, state, self.greedy)
         self.at += 1
 
     def choose_at(self, places: Tensor, at: Tensor, state: Tensor, is_greedy: bool) -> None:

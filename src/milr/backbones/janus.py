@@ -24,7 +24,7 @@ from transformers.utils.logging import disable_progress_bar, enable_progress_bar
 from milr.backbones.base import BackboneInfo
 from milr.backbones.board import Stage
 from milr.backbones.checkpoint import LARGEST_BATCH, Memory, find, free_bytes, pictures_at_once
-from milr.backbones.decoder import Cache, Decoder
+from milr.backbones.decoder import Cache, Decoder, planless_attention
 from milr.backbones.decoding import Decoded, Engine, NotFinite, Plan
 from milr.backbones.sampling import guide, prefix_length, uniforms
 from milr.drafts import Choice, Cost, Drawn, Forced, Greedy, Latents, Order, UserError
@@ -313,7 +313,8 @@ class JanusBackbone:
         while len(found) < count:
             chosen = slice(len(found), len(found) + self.max_batch)
             try:
-                found += look(chosen)
+                with planless_attention(self.model.device):
+                    found += look(chosen)
             except torch.OutOfMemoryError:
                 if self.max_batch == 1:
                     raise

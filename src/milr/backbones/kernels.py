@@ -208,9 +208,12 @@ def _or(tensor: Tensor | None, other: Tensor) -> Tensor:
 
 
 def kernels_for(decoder: Decoder) -> Kernels | None:
-    """The kernels for a model on a GPU; None where they do not know its kind of layer."""
+    """The kernels for a model on a GPU; None where they do not know its kind of layer, or nobody tried them on its kind
+    of GPU: their fetches and waits are written for NVIDIA's, and bfloat16 needs compute capability 8."""
     width = decoder.head_dim
     if not decoder.gates_with_silu or width & (width - 1) or decoder.heads % decoder.kv_heads:
         return None
     capability = torch.cuda.get_device_capability(decoder.weight.device)
+    if torch.version.hip is not None or capability < (8, 0):
+        return None
     return Kernels(decoder, replace(Tuning(), pdl=capability >= (9, 0)))
