@@ -90,14 +90,14 @@ class Order:
 
     `stream` is all that a draft's randomness depends on: the token at position t of the text (or image) is chosen
     by the t-th uniform number of that stream, so a draft is the same whatever it is batched with, and a forced
-    prefix does not shift what follows it. `guess`: image tokens that may come, e.g. those of an earlier draft; a good
-    guess makes drawing quicker, and none changes a token.
+    prefix does not shift what follows it. `earlier`: other drafts of this prompt, the likeliest first. Tokens that are
+    guessed from them are checked, so that they make drawing quicker and change no token.
     """
 
     prompt: str
     ask: Ask
     stream: int
-    guess: tuple[int, ...] = field(default=(), compare=False, repr=False)
+    earlier: tuple[Drawn, ...] = field(default=(), compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,8 @@ class Latents:
 class Cost:
     """What was spent. Only tokens that were really sampled count. Seconds are wall time, shared by a batch: `seconds`
     of drawing, `critic_seconds` of judging, `search_seconds` of what the search did with the draft (the driver measures
-    these two, and they do not count when two costs are compared)."""
+    these two). `passes`: how often the model was run for the tokens, prompts included; several may be chosen in one.
+    Where time went, and in how many passes, does not count when two costs are compared."""
 
     reward_calls: int = 0
     text_tokens: int = 0
@@ -125,6 +126,7 @@ class Cost:
     seconds: float = 0.0
     critic_seconds: float = field(default=0.0, compare=False)
     search_seconds: float = field(default=0.0, compare=False)
+    passes: int = field(default=0, compare=False)
 
     @property
     def decoded_tokens(self) -> int:
@@ -144,6 +146,7 @@ class Cost:
             self.seconds + other.seconds,
             self.critic_seconds + other.critic_seconds,
             self.search_seconds + other.search_seconds,
+            self.passes + other.passes,
         )
 
 

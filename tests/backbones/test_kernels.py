@@ -20,6 +20,7 @@ from milr.backbones.board import GraphBoard, Shape  # noqa: E402
 from milr.backbones.decoding import Engine  # noqa: E402
 from milr.backbones.janus import JanusBackbone, load_janus  # noqa: E402
 from milr.backbones.kernels import Kernels, Tuning, kernels_for  # noqa: E402
+from milr.backbones.leaping import Pace  # noqa: E402
 from milr.backbones.random_checkpoint import make_checkpoint, tiny  # noqa: E402
 from milr.drafts import Ask, Forced, Greedy, Order, Sample  # noqa: E402
 from rounding import assert_same_tokens  # noqa: E402
@@ -91,6 +92,32 @@ def test_a_step_of_the_kernels_is_that_of_torch(
         assert_close(mine, other, atol=2e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize(("window", "branches", "queries"), [(3, 2, 16), (24, 1, 16)], ids=["one block", "blocks"])
+def test_a_window_of_the_kernels_is_that_of_torch(
+    model: JanusBackbone, window: int, branches: int, queries: int
+) -> None:
+    """Several tokens of two drafts, each at its own length; one runs over the end of the cache, as guesses may."""
+    decoder, slots, places = model._decoder, 40, 2
+    kernels = Kernels(decoder, tuned(attend_window=(queries, 16, 4, 2)))
+    generator = torch.Generator().manual_seed(5)
+    with torch.inference_mode():
+        ours, theirs = (decoder.new_cache(places * branches, slots) for _ in range(2))
+        for mine, other in zip(ours.keys + ours.values, theirs.keys + theirs.values, strict=True):
+            other.copy_(torch.randn(other.shape, generator=generator))
+            mine.copy_(other)
+        offset, at = torch.tensor([[7, 20], [3, 38 - window]], device=DEVICE)
+        x = torch.randn(places * branches, window, decoder.hidden_size, generator=generator).to(DEVICE)
+        positions = (offset + at)[:, None] + torch.arange(window, device=DEVICE)
+        inside = (positions < slots - 1).repeat(branches, 1)
+        clamped = positions.clamp(max=slots - 1).repeat(branches, 1)
+        expected = decoder.forward(x, clamped, theirs, slots, uniform=False)
+        found = kernels.forward(x.clone().flatten(0, 1), ours, offset, at, window).view(expected.shape)
+    assert not inside.all()
+    assert_close(found[inside], expected[inside], atol=2e-5, rtol=1e-4)
+    for mine, other in zip(ours.keys + ours.values, theirs.keys + theirs.values, strict=True):
+        assert_close(mine[:, :, : slots - 1], other[:, :, : slots - 1], atol=2e-5, rtol=1e-4)
+
+
 def orders() -> list[Order]:
     """Greedy and sampled, forced and free, of unlike length."""
     picture = tuple(range(9))
@@ -104,13 +131,14 @@ def orders() -> list[Order]:
     ]
 
 
-@pytest.fixture(params=["kernels", "torch"])
+@pytest.fixture(params=["kernels", "torch", "kernels, leaping", "torch, leaping"])
 def captured(request: pytest.FixtureRequest, model: JanusBackbone) -> Iterator[JanusBackbone]:
     """The model with an engine of fixed shapes, on a CPU without the capture itself."""
     kept = model._engine
     engine = model._engine = Engine(model._decoder)
     engine.fixed_shapes = True
-    engine.kernels = Kernels(model._decoder, tuned()) if request.param == "kernels" else None
+    engine.kernels = Kernels(model._decoder, tuned()) if "kernels" in request.param else None
+    engine.pace = Pace(1e6) if "leaping" in request.param else None
     yield model
     model._engine = kept
 

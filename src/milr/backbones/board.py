@@ -2,6 +2,10 @@
 
     tokens out  <-  choice  <-  head, guidance  <-  layers over the cache  <-  embedding  <-  tokens in
 
+A pass feeds one token of each draft (`advance`), or a window of them, guessed but for the first (`leap`). As a token is
+a function of its logits and its own number, every choice up to the first wrong guess is the very token that would have
+been chosen one by one; the choices after it are the next guess.
+
 Nothing in a pass depends on a number that only the host knows: positions, lengths, temperatures and random numbers lie
 on the device. So on a GPU the whole pass is captured once as a CUDA graph and replayed for every token, with Triton's
 kernels where they are at hand (kernels.py); everywhere else the same pass runs in torch's own calls, with all that can
@@ -54,12 +58,16 @@ class Shape:
     keep: int
 
 
+# What a draft takes along when it moves; where it stands and stops is said anew for each pass.
+STATE = ("tokens", "free", "known", "offset", "numbers", "temperatures", "scales", "latents", "health", "ended")
+
+
 class Board:
     """The state of `shape.places` drafts. Row r of the cache is branch r // places of the draft at place r % places.
 
-    tokens: [B, length], forced ones and those chosen so far. free: [B, length], which are to be chosen. at: [B], the
-    position whose token is chosen next. offset: [B], where position 0 lies in the cache: the prompt's length - 1.
-    numbers: [B, length] float64. latents: [B, keep + 1, branches, D] float32, of which the last takes what nobody asked
+    tokens: [B, length], forced ones, those chosen so far, and guesses. free: [B, length], which are to be chosen. at:
+    [B], the position whose token is chosen next. stop: [B], where a leap is over at the latest. known: [B], positions
+    below have a token or a guess. offset: [B], where position 0 lies in the cache: the prompt's length - 1. numbers: [B, length] float64. latents: [B, keep + 1, branches, D] float32, of which the last takes what nobody asked
     for. health: [B], NaN once a logit was not finite. ended: [B], whether the stage's end was chosen.
     """
 
@@ -70,6 +78,8 @@ class Board:
         self.tokens = torch.zeros(places, shape.length, dtype=torch.long, device=device)
         self.free = torch.ones(places, shape.length, dtype=torch.bool, device=device)
         self.at = torch.ones(places, dtype=torch.long, device=device)
+        self.stop = torch.ones(places, dtype=torch.long, device=device)
+        self.known = torch.zeros(places, dtype=torch.long, device=device)
         self.offset = torch.zeros(places, dtype=torch.long, device=device)
         exact = "cpu" if device.type == "mps" else device  # Apple's knows no float64
         self.numbers = torch.zeros(places, shape.length, dtype=torch.float64, device=exact)
@@ -114,28 +124,76 @@ class Board:
         self.choose_at(everyone, at, state, self.greedy)
         self.at += 1
 
+    def leap(self, window: int, seen: int, is_greedy: bool) -> None:
+        """Feed the next `window` tokens of every draft, guessed but for the first, and keep what is chosen up to the
+        first wrong guess. `seen`: slots that any of them may look at."""
+        self.greedy = is_greedy
+        steps = torch.arange(window, device=self.at.device)
+        span = self.at[:, None] + steps
+        inside = span.clamp(max=self.shape.length - 1)  # where nobody's token lies
+        guess = self._guessed(inside)
+        fed = torch.cat([self.tokens.gather(1, (self.at - 1)[:, None]), guess[:, :-1]], 1)
+        slots = (self.offset[:, None] + span).clamp(max=self.shape.slots - 1)
+        hidden = self.windowed(fed, slots, seen)
+        state = hidden.view(self.shape.branches, self.shape.places * window, -1)
+        drafts = self._everyone.repeat_interleave(window)
+        chosen, peaks = self.chosen(drafts, inside.flatten(), state, self.greedy)
+        chosen = torch.where(self.free.gather(1, inside), chosen.view(-1, window), guess)
+        right = (chosen == guess).long().cumprod(1)
+        kept = (right[:, :-1].sum(1) + 1).minimum(self.stop - self.at)
+        if self.stage.end is not None:
+            ends = (chosen == self.stage.end) & (steps < kept[:, None])
+            self.ended |= ends.any(1)
+            kept = torch.where(ends.any(1), ends.long().argmax(1) + 1, kept)
+        is_kept = steps < kept[:, None]
+        self.health.index_add_(0, drafts, torch.where(is_kept.flatten(), peaks, 0.0))
+        if self.shape.keep:
+            to = torch.where(is_kept, inside, self.shape.keep).clamp(max=self.shape.keep)
+            states = state.view(self.shape.branches, self.shape.places, window, -1).permute(1, 2, 0, 3)
+            self.latents[self._everyone[:, None], to] = states.float()
+        self.tokens.scatter_(1, inside, torch.where(span < self.stop[:, None], chosen, guess))
+        torch.maximum(self.known, (self.at + window).minimum(self.stop), out=self.known)
+        self.at += kept
+
+    def windowed(self, fed: Tensor, slots: Tensor, seen: int) -> Tensor:
+        """Final hidden states [R, W, D] of tokens [B, W] at these slots [B, W]."""
+        branches = self.shape.branches
+        inputs = F.embedding(fed, self.stage.table).repeat(branches, 1, 1)
+        return self.decoder.forward(inputs, slots.repeat(branches, 1), self.cache, seen, uniform=False)
+
+    def _guessed(self, positions: Tensor) -> Tensor:
+        """What the tokens at ascending positions [B, W] may be: what was guessed before, or else the token that lies
+        `above` (one above the other, down to one that is known)."""
+        if self.stage.above is None:
+            return self.tokens.gather(1, positions)
+        known, above = torch.maximum(self.known, self.at)[:, None], self.stage.above
+        rows = torch.div(positions - known, above, rounding_mode="floor") + 1  # how far above the known ones end
+        source = torch.where(positions < known, positions, positions - rows * above)
+        source = torch.where(source < 0, (self.at - 1)[:, None], source)
+        return self.tokens.gather(1, source)
+
     def choose_at(self, places: Tensor, at: Tensor, state: Tensor, is_greedy: bool) -> None:
         """Choose the tokens at positions [n], where they are free, of the drafts at `places` [n] from `state`
         [branches, n, D]."""
-        chosen = self.chosen(places, at, state, is_greedy)
+        chosen, peaks = self.chosen(places, at, state, is_greedy)
+        self.health.index_add_(0, places, peaks)
         tokens = torch.where(self.free[places, at], chosen, self.tokens[places, at])
         self.tokens[places, at] = tokens
         if self.stage.end is not None:
             self.ended[places] |= tokens == self.stage.end
 
-    def chosen(self, places: Tensor, at: Tensor, state: Tensor, is_greedy: bool) -> Tensor:
-        """What would be chosen there, [n]."""
+    def chosen(self, places: Tensor, at: Tensor, state: Tensor, is_greedy: bool) -> tuple[Tensor, Tensor]:
+        """What would be chosen there, [n], and the highest logits."""
         # Before guidance, which multiplies the rounding of bfloat16.
         logits = self.stage.head(state.flatten(0, 1)).float().view(*state.shape[:2], -1)
         logits = guide(logits[0], logits[1], self.scales[places]) if len(logits) == 2 else logits[0]
-        self.health.index_add_(0, places, logits.amax(-1))
         numbers = self.numbers[places.to(self.numbers.device), at.to(self.numbers.device)]
-        return choose(logits, self.temperatures[places], numbers, is_greedy)
+        return choose(logits, self.temperatures[places], numbers, is_greedy), logits.amax(-1)
 
     def move_to(self, other: Board, places: Sequence[int]) -> None:
         """Put the drafts at `places` onto a smaller board, in this order. It may lie in the same memory."""
         chosen = torch.tensor(places, device=self.at.device)
-        for name in ("tokens", "free", "offset", "numbers", "temperatures", "scales", "latents", "health", "ended"):
+        for name in STATE:
             mine = getattr(self, name)
             getattr(other, name)[: len(places)] = mine[chosen.to(mine.device)]
         branches = range(self.shape.branches)
@@ -156,14 +214,16 @@ class GraphBoard(Board):
     ) -> None:
         super().__init__(decoder, stage, shape, memory)
         self.kernels = kernels
-        self._graph: torch.cuda.CUDAGraph | None = None
+        self._graphs: dict[int, torch.cuda.CUDAGraph] = {}  # by window
 
     def advance(self, count: int, first: Sequence[int], is_greedy: bool) -> None:
-        if self._graph is None and self.at.is_cuda:
-            self._graph = self._captured()
-        run = self.step if self._graph is None else self._graph.replay
+        run = self._replayed(1, self.step)
         for _ in range(count):
             run()
+
+    def leap(self, window: int, seen: int, is_greedy: bool) -> None:
+        # How far anybody looks, and who is greedy, is found on the device.
+        self._replayed(window, lambda: super(GraphBoard, self).leap(window, self.shape.slots, False))()
 
     def step(self) -> None:
         """The pass itself, of fixed shape and without a word from the host."""
@@ -176,19 +236,32 @@ class GraphBoard(Board):
         mask = (slots <= positions[:, None])[:, None, None]
         self.take(self.decoder.step(self.embedded(), positions, turn, self.cache, self.shape.slots, mask))
 
-    def _captured(self) -> torch.cuda.CUDAGraph:
+    def windowed(self, fed: Tensor, slots: Tensor, seen: int) -> Tensor:
+        if self.kernels is None:
+            return super().windowed(fed, slots, seen)
+        return self.kernels.windowed(self, fed)
+
+    def _replayed(self, window: int, run: Callable[[], None]) -> Callable[[], None]:
+        """The pass as a graph, where there is a GPU."""
+        if not self.at.is_cuda:
+            return run
+        if window not in self._graphs:
+            self._graphs[window] = self._captured(run)
+        return self._graphs[window].replay
+
+    def _captured(self, run: Callable[[], None]) -> torch.cuda.CUDAGraph:
         """The graph. Warming up walks the drafts on, so that they are put back."""
-        state = (self.tokens, self.at, self.latents, self.health, self.ended)
+        state = (self.tokens, self.at, self.known, self.latents, self.health, self.ended)
         before = [tensor.clone() for tensor in state]
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(2):
-                self.step()
+                run()
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            self.step()
+            run()
         for tensor, value in zip(state, before, strict=True):
             tensor.copy_(value)
         return graph

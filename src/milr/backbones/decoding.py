@@ -9,15 +9,15 @@ a pass, side by side. Where a run of forced tokens lies before a draft's next st
 walking through it with the others costs less. A draft that is done leaves, and when many have left the others move
 together.
 
-Where rows are so few that a pass of several tokens costs little more than one of one, drafts *leap*: what may come is
-guessed and fed all at once. As a token is a function of its logits and its own number, every choice up to the first
-wrong guess is the very token that would have been chosen one by one; the choices after it are the next guess.
+Where a pass of several tokens costs little more than one of one, drafts *leap* (board.py): what may come is guessed and
+fed all at once, and the tokens are the very same. How far they leap is reckoned from how often guesses were right, what
+rows cost, and where tokens are forced (leaping.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
@@ -29,19 +29,22 @@ from torch import Tensor
 
 from milr.backbones.board import Board, GraphBoard, Shape, Stage
 from milr.backbones.decoder import Decoder, planless_attention
+from milr.backbones.leaping import CONTEXT, LONGEST, WEIGHT, Echo, Lore, Pace, Trust
 from milr.backbones.sampling import Floats
 
 if TYPE_CHECKING:
     from milr.backbones.kernels import Kernels
 
 Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
 
+# How often a guess is right, before anything is known: by whether a picture, and whether an earlier draft was given.
+RIGHT = {(True, True): 0.95, (True, False): 0.88, (False, True): 0.85, (False, False): 0.55}
+SLACK_OF_PROCESSOR = 28.0  # rows that cost as much as reading the weights of a small model
+SLACK_OF_GPU = 700.0
+SMALL = 2**28  # bytes of the layers of a small model: those of a larger one were not measured
 LOOK = 8  # passes on a GPU between two looks whether a text has ended
 JUMP = 5  # what a pass over many tokens costs there, in captured passes of one
-SLACK = 32  # rows x tokens of a pass that costs a processor little more than one row and one token
-SMALL = 2**28  # bytes of the layers of a model that leaps
-SHORTEST_LEAP = 4  # tokens; less is not worth it
-TRIES = 6  # leaps after which it shows whether guesses are any good: less than two tokens each are not
 SURPLUS = 2  # tokens and slots that a draft may run over, and a capture does
 READ_AT_ONCE = 8192  # tokens of one pass over prompts and forced runs, of all rows: what it holds stays below 1 GB
 PLACES = (1, 2, 4, 8, 16, 24, 32, 40, 48, 56, 64)  # of the boards on a GPU
@@ -54,7 +57,8 @@ class Plan:
 
     `prompts`: text token ids, a sequence for each branch (conditional, then unconditional), equally long.
     `tokens`: the forced tokens; where a position is in `free` (ascending) the token is chosen instead, and the one
-    given is a guess. `guess`: what tokens beyond them may be; it changes speed, never a token.
+    given is a guess. `guess`: what the tokens may be; it changes speed, never a token. Of a picture it says what may lie
+    where, of a text what may be said, at this place or another.
     `keep`: how many leading latents to return. `temperature`: 0 is greedy. `numbers`: one for each position.
     `guidance`: the scale, if there are two branches.
     """
@@ -91,8 +95,9 @@ class Engine:
     def __init__(self, decoder: Decoder) -> None:
         self.decoder = decoder
         self.fixed_shapes = decoder.weight.is_cuda  # passes are captured
-        # On a processor a pass of a larger model is arithmetic, and has no slack; on a GPU leaps are not captured yet.
-        self.leaps = decoder.layer_bytes < SMALL and not self.fixed_shapes
+        self.pace = pace_of(decoder)  # None: one token a pass
+        self.lore = Lore()
+        self.trusts = {kind: Trust(WEIGHT * rate) for kind, rate in RIGHT.items()}
         self.kernels: Kernels | None = None
         self._boards: dict[tuple[str, Shape], GraphBoard] = {}
         self._memory: Tensor | None = None
@@ -164,10 +169,12 @@ class _Way:
     plan: Plan
     runs: list[tuple[int, int]]
     at: int
+    free: Bools = field(default_factory=lambda: np.zeros(0, dtype=bool))  # which tokens are to be chosen
     place: int = 0
     ended: bool = False
     passes: int = 0
-    guessed: int = 0  # positions below this one have a guess
+    echo: Echo | None = None  # of a text
+    coming: list[int] = field(default_factory=list)  # what it says next
 
     @property
     def is_over(self) -> bool:
@@ -193,7 +200,6 @@ class _Run:
             for way in self.ways:
                 way.runs = [(way.runs[0][0], way.runs[-1][1])]
         self.is_greedy = all(plan.temperature == 0 for plan in plans)
-        self.leapt, self.landed = 0, 0  # leaps of single drafts, and tokens that they brought
         self.results: dict[int, Decoded] = {}
         longest = max(len(plan.prompts[0]) for plan in plans) + stage.length + SURPLUS
         keep = max(plan.keep for plan in plans)
@@ -206,10 +212,11 @@ class _Run:
     def finish(self) -> list[Decoded]:
         self._seat()
         while self._leave():
-            if (window := self._window()) > 1:
-                self._leap(window)
-            elif jumping := [way for way in self.ways if way.runs[0][0] > way.at]:
+            window = self._window()
+            if jumping := [way for way in self.ways if way.runs[0][0] - way.at >= window]:
                 self._read(jumping)
+            elif window > 1:
+                self._leap(window)
             else:
                 self._walk()
         return [self.results[index] for index in range(len(self.results))]
@@ -223,12 +230,18 @@ class _Run:
         tokens = np.zeros((len(ways), length), dtype=np.int64)
         free = np.zeros((len(ways), length), dtype=bool)
         numbers = np.zeros((len(ways), length))
+        known = np.zeros(len(ways), dtype=np.int64)
         for way in ways:
             way.place = way.index
             guess = way.plan.guess[:length]
-            tokens[way.place, : len(guess)] = guess
+            if self.stage.above is None:
+                way.echo = Echo(guess, self.engine.lore)
+            else:
+                tokens[way.place, : len(guess)] = guess
+                known[way.place] = max(len(guess), len(way.plan.tokens))
             tokens[way.place, : len(way.plan.tokens)] = way.plan.tokens
             free[way.place, list(way.plan.free)] = True
+            way.free = free[way.place]
             numbers[way.place, : len(way.plan.numbers)] = way.plan.numbers
         seated = len(ways)
         board.health.zero_()
@@ -237,6 +250,7 @@ class _Run:
             buffer.zero_()
             buffer[:seated, :length] = torch.from_numpy(values).to(buffer.device)
         for row, numbers_of in (
+            (board.known, known.tolist()),
             (board.offset, [len(way.plan.prompts[0]) - 1 for way in ways]),
             (board.temperatures, [way.plan.temperature for way in ways]),
             (board.scales[:, 0], [way.plan.guidance for way in ways]),
@@ -273,7 +287,9 @@ class _Run:
         if not bool(self.board.health[places].isfinite().all() & latents.isfinite().all()):
             raise NotFinite("logits or latents")
         for way, row, kept in zip(ways, self.board.tokens[places].tolist(), latents, strict=True):
-            self.results[way.index] = _result(way, row, self.stage.end, kept)
+            result = self.results[way.index] = _result(way, row, self.stage.end, kept)
+            if self.stage.above is None:
+                self.engine.lore.learn([*result.tokens, *[self.stage.end or 0] * result.ended])
 
     # Passes
 
@@ -282,55 +298,70 @@ class _Run:
         count = min(way.runs[0][1] - way.at + 1 for way in self.ways)
         if self.stage.end is not None:
             count = min(count, LOOK if self.engine.fixed_shapes else 1)
-        at = torch.ones(self.board.shape.places, dtype=torch.long)
-        at[[way.place for way in self.ways]] = torch.tensor([way.at for way in self.ways])
-        self.board.at.copy_(at)  # whoever sits at an idle place begins again, so that it never runs out of room
+        self._place()
         first = [way.at + len(way.plan.prompts[0]) - 1 for way in self.ways]
         self.board.advance(count, first, self.is_greedy)
         for way in self.ways:
             way.go_to(way.at + count, count)
         self._look(self.ways)
 
+    def _place(self) -> None:
+        """Say where each draft stands, and stops. Whoever sits at an idle place begins again, and stays there when the
+        others leap."""
+        at = torch.ones(2, self.board.shape.places, dtype=torch.long)
+        at[:, [way.place for way in self.ways]] = torch.tensor(
+            [[way.at for way in self.ways], [way.runs[-1][1] + 1 for way in self.ways]]
+        )
+        self.board.at.copy_(at[0])
+        self.board.stop.copy_(at[1])
+
     def _window(self) -> int:
         """How many tokens of each draft to feed in the next pass: 1 is no leap."""
-        known = self.stage.above is not None  # how a token that nobody guessed is guessed
-        useless = self.leapt >= TRIES and self.landed < 2 * self.leapt
-        if not (self.engine.leaps and known) or useless:
+        is_text = self.stage.above is None
+        if self.engine.pace is None:
             return 1
-        window = SLACK // (len(self.ways) * self.branches)
-        return window if window >= SHORTEST_LEAP else 1
+        if is_text:
+            self._recall()
+        chances = np.zeros((len(self.ways), LONGEST))
+        for way, row in zip(self.ways, chances, strict=True):
+            free = way.free[way.at : way.runs[-1][1] + 1][:LONGEST]
+            row[: len(free)] = np.where(free, self._trust(way).rate, 1.0)
+            if is_text:
+                row[len(way.coming) :] = 0.0
+        window = self.engine.pace.window(chances, self.board.shape.places * self.branches)
+        left = max(way.runs[-1][1] + 1 - way.at for way in self.ways)
+        return window if self.engine.fixed_shapes else min(window, left)
+
+    def _trust(self, way: _Way) -> Trust:
+        return self.engine.trusts[self.stage.above is not None, bool(way.plan.guess)]
+
+    def _recall(self) -> None:
+        """Find out how earlier texts went on after the last words of these. Waits for the device."""
+        back = np.array([[max(0, way.at - step) for step in range(CONTEXT, 0, -1)] for way in self.ways])
+        places = self._tensor(np.array([[way.place] for way in self.ways]))
+        for way, last in zip(self.ways, self.board.tokens[places, self._tensor(back)].tolist(), strict=True):
+            way.coming = way.echo.goes_on(last[max(0, CONTEXT - way.at) :], way.at, LONGEST) if way.echo else []
 
     def _leap(self, window: int) -> None:
-        """Feed the tokens that may come next, and keep what is chosen up to the first wrong guess."""
-        board, above = self.board, self.stage.above or 1
-        last = [way.runs[-1][1] for way in self.ways]
-        first = np.array([way.at for way in self.ways])
-        stop = np.minimum(first + window - 1, np.array(last))
-        places = self._tensor(np.array([way.place for way in self.ways]))
-        guessed = board.tokens[places]  # a copy
-        for row, way in enumerate(self.ways):
-            known = max(way.at, way.guessed, len(way.plan.guess), len(way.plan.tokens))
-            for position in range(known, int(stop[row]) + 1):
-                guessed[row, position] = guessed[row, position - (above if position >= above else 1)]
-            way.guessed = max(known, int(stop[row]) + 1)
-        board.tokens[places] = guessed
-        hidden, span = self._fed(self.ways, first, stop)
-        length = span.shape[1]
-        inside = self._tensor(np.minimum(span, board.shape.length - 1))
-        chosen = board.chosen(
-            places.repeat_interleave(length), inside.flatten(), hidden.flatten(1, 2), self.is_greedy
-        ).view(-1, length)
-        guess = guessed.gather(1, inside)
-        chosen = torch.where(board.free[places].gather(1, inside), chosen, guess)
-        right = (chosen == guess).cumprod(1)[:, :-1].sum(1)
-        kept = torch.minimum(right + 1, self._tensor(stop - first + 1))
-        written = self._tensor(span <= stop[:, None])
-        guessed.scatter_(1, inside, torch.where(written, chosen, guess))
-        board.tokens[places] = guessed
-        self.leapt += len(self.ways)
-        for way, count in zip(self.ways, kept.tolist(), strict=True):
-            way.go_to(way.at + count, 1)
-            self.landed += count
+        """Feed the tokens that may come next, and keep what is chosen up to the first wrong guess. Waits for the
+        device."""
+        board = self.board
+        self._place()
+        for way in self.ways:
+            coming = way.coming[: min(window, way.runs[-1][1] + 1 - way.at)]
+            if coming:
+                board.tokens[way.place, way.at : way.at + len(coming)] = self._tensor(np.array(coming))
+        first = max(way.at + len(way.plan.prompts[0]) - 1 for way in self.ways)
+        board.leap(window, min(first + window, board.shape.slots), self.is_greedy)
+        at = board.at.tolist()
+        for way in self.ways:
+            kept, was_at = at[way.place] - way.at, way.at
+            way.go_to(at[way.place], 1)
+            guesses = window - 1 if self.stage.above is not None else len(way.coming)
+            right = way.free[was_at : was_at + min(kept - 1, guesses)]
+            is_wrong = kept <= guesses and not way.is_over
+            self._trust(way).learn(int(right.sum()), is_wrong)
+        self._look(self.ways)
 
     def _read(self, ways: Sequence[_Way]) -> None:
         """Feed each draft all that comes before its next stop in one pass, and choose its token there."""
@@ -393,6 +424,14 @@ class _Run:
 
     def _tensor(self, numbers: Ints) -> Tensor:
         return torch.from_numpy(numbers).to(self.device)
+
+
+def pace_of(decoder: Decoder) -> Pace | None:
+    """What passes over more rows cost this model on its device, where that was measured."""
+    if decoder.weight.is_cuda:
+        return Pace(SLACK_OF_GPU)
+    is_small = decoder.weight.dtype == torch.float32 and decoder.layer_bytes < SMALL
+    return Pace(SLACK_OF_PROCESSOR) if is_small and decoder.weight.device.type == "cpu" else None
 
 
 def _runs(plan: Plan) -> list[tuple[int, int]]:

@@ -346,7 +346,8 @@ class JanusBackbone:
         for order, reasoning, text, picture, image in zip(orders, reasonings, texts, pictures, images, strict=True):
             asked = order.ask.text_ratio > 0 or order.ask.image_ratio > 0
             latents = self._latents(text.latents, picture.latents) if asked else None
-            cost = Cost(0, text.sampled, picture.sampled, text.prefilled + picture.prefilled, seconds)
+            prefilled, passes = text.prefilled + picture.prefilled, text.passes + picture.passes
+            cost = Cost(0, text.sampled, picture.sampled, prefilled, seconds, passes=passes)
             drawn.append(
                 Drawn(
                     reasoning=reasoning,
@@ -380,7 +381,10 @@ class JanusBackbone:
             free = range(0) if closed[-1] else range(len(tokens), limit)
             keep = prefix_length(order.ask.text_ratio, limit if free else len(tokens))
             prompts = (self._text_ids(order.prompt),)
-            plans.append(Plan(prompts, tokens, free, keep, _temperature(choice), uniforms(order.stream, 0, limit)))
+            said = [(*drawn.text_tokens, *[end] * drawn.text_ended) for drawn in order.earlier]
+            guess = max(said, key=lambda text: _alike(text, tokens), default=())
+            numbers = uniforms(order.stream, 0, limit)
+            plans.append(Plan(prompts, tokens, free, keep, _temperature(choice), numbers, guess=guess))
         texts = []
         decoded = self._engine.decode(replace(self.text_stage, length=limit), plans)
         for order, was_closed, text in zip(orders, closed, decoded, strict=True):
@@ -405,7 +409,8 @@ class JanusBackbone:
             keep = prefix_length(order.ask.image_ratio, count)
             numbers = uniforms(order.stream, 1, count)
             scale = self._guidance(order)
-            plans.append(Plan(prompts, tokens, free, keep, _temperature(choice), numbers, scale, order.guess))
+            guess = next((drawn.image_tokens for drawn in order.earlier if drawn.reasoning == reasoning), ())
+            plans.append(Plan(prompts, tokens, free, keep, _temperature(choice), numbers, scale, guess))
         return self._engine.decode(self.image_stage, plans)
 
     @cached_property
@@ -532,6 +537,11 @@ class JanusBackbone:
             raise UserError(
                 f"The prompt is {len(prompt)} tokens long; {self.info.name} reads at most {max(longest, 0)}."
             )
+
+
+def _alike(some: Sequence[int], others: Sequence[int]) -> int:
+    """How many tokens two texts begin with alike."""
+    return next((place for place, pair in enumerate(zip(some, others, strict=False)) if pair[0] != pair[1]), min(len(some), len(others)))
 
 
 def _temperature(choice: Choice) -> float:

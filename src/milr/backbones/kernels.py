@@ -45,6 +45,7 @@ class Tuning:
     down: Block = (8, 1024, 4, False)
     attend: tuple[int, int, int] = (32, 1, 1)  # slots of a block, warps, stages where keys are split
     attend_many: tuple[int, int, int] = (16, 1, 2)
+    attend_window: tuple[int, int, int, int] = (32, 64, 4, 2)  # queries and slots of a block, warps, stages
     programs: int = 528  # of attention that are wanted at once: below, keys are split
     ahead: int = 4 * 2**20  # bytes of the next weights that are fetched during attention, where rows are few
     heads: int = 8  # turned by one program, where rows are many
@@ -82,8 +83,16 @@ class Kernels:
             shape.branches == 2, whole if whole <= 16_384 else 4096, num_warps=16, **pdl,
         )  # fmt: skip
 
-    def forward(self, x: Tensor, cache: Cache, offset: Tensor, at: Tensor) -> Tensor:
-        """Final hidden states [R, D] of one token a row, at slot offset + at [B] of its draft. Overwrites x [R, D]."""
+    def windowed(self, board: Board, fed: Tensor) -> Tensor:
+        """Final hidden states [R, W, D] of the tokens [B, W] that stand from each draft's next position on."""
+        window = fed.shape[1]
+        inputs = F.embedding(fed, board.stage.table).repeat(board.shape.branches, 1, 1)
+        hidden = self.forward(inputs.flatten(0, 1), board.cache, board.offset, board.at, window)
+        return hidden.view(-1, window, self.decoder.hidden_size)
+
+    def forward(self, x: Tensor, cache: Cache, offset: Tensor, at: Tensor, window: int = 1) -> Tensor:
+        """Final hidden states [R, D] of `window` tokens a row of the cache, one behind the other from slot offset + at
+        [B] of its draft on. Overwrites x [R, D]."""
         decoder, rows = self.decoder, len(x)
         query = torch.empty(rows, decoder.heads, decoder.head_dim, dtype=x.dtype, device=x.device)
         mixed, normed = x.new_empty(rows, decoder.heads * decoder.head_dim), torch.empty_like(x)
@@ -91,10 +100,10 @@ class Kernels:
         where = (cache.cosine, cache.sine, offset, at, query)
         delta: Tensor | None = None
         for layer, keys, values in zip(decoder.layers, cache.keys, cache.values, strict=True):
-            if rows <= self.tuning.few_rows:
+            if rows <= self.tuning.few_rows and window == 1:
                 self._layer_of_few(layer, x, where, keys, values, mixed, gated)
             else:
-                delta = self._layer_of_many(layer, x, delta, normed, where, keys, values, mixed, gated)
+                delta = self._layer_of_many(layer, x, delta, normed, where, keys, values, mixed, gated, window)
         self._norm(x, delta, decoder.norm, normed)
         return normed
 
@@ -140,6 +149,7 @@ class Kernels:
         values: Tensor,
         mixed: Tensor,
         gated: Tensor,
+        window: int,
     ) -> Tensor:
         """A layer with the library's products. What it adds to x is left to the next norm."""
         decoder, rows, wide = self.decoder, len(x), gated.shape[1]
@@ -149,9 +159,12 @@ class Kernels:
         at_once = self.tuning.heads
         device.turned[(rows, triton.cdiv(decoder.heads + 2 * decoder.kv_heads, at_once))](
             qkv, *where, keys, values, keys.shape[2], len(at), decoder.heads, decoder.kv_heads, decoder.head_dim,
-            at_once, num_warps=4, **self._pdl,
+            window, at_once, num_warps=4, **self._pdl,
         )  # fmt: skip
-        self._attention(layer, query, keys, values, offset, at, mixed)
+        if window == 1:
+            self._attention(layer, query, keys, values, offset, at, mixed)
+        else:
+            self._attention_of_window(query, keys, values, offset, at, mixed, window)
         self._norm(x, F.linear(mixed, layer.out, layer.out_bias), layer.norm_mlp, normed)
         gate_up = F.linear(normed, layer.gate_up, layer.gate_up_bias)
         device.gate[(rows, triton.cdiv(wide, 1024))](gate_up, gated, wide, 1024, num_warps=4, **self._pdl)
@@ -182,6 +195,18 @@ class Kernels:
             query, keys, values, offset, at, out, parts, tops, masses, self._counters(pairs), keys.shape[2], len(at),
             width**-0.5, layer.out, first, layer.gate_up, second, heads, self.decoder.kv_heads, width, block, splits,
             stages, fetched > 0, num_warps=warps, **self._pdl,
+        )  # fmt: skip
+
+    def _attention_of_window(
+        self, query: Tensor, keys: Tensor, values: Tensor, offset: Tensor, at: Tensor, out: Tensor, window: int
+    ) -> None:
+        rows, heads, width = query.shape
+        queries, block, warps, stages = self.tuning.attend_window
+        served = window * heads // self.decoder.kv_heads
+        queries = max(16, min(queries, triton.next_power_of_2(served)))  # the matrix unit wants at least 16
+        device.attend_window[(rows // window * self.decoder.kv_heads, triton.cdiv(served, queries))](
+            query, keys, values, offset, at, out, keys.shape[2], len(at), width**-0.5, heads, self.decoder.kv_heads,
+            width, window, queries, block, stages, num_warps=warps, **self._pdl,
         )  # fmt: skip
 
     def _counters(self, pairs: int) -> Tensor:

@@ -170,16 +170,18 @@ def attention_inputs(x, norm, weight, bias, cosine, sine, offset, at, q, keys, v
 
 @triton.jit
 def turned(qkv, cosine, sine, offset, at, q, keys, values, slots, places, H: tl.constexpr, KV: tl.constexpr,
-            W: tl.constexpr, AT_ONCE: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
-    """The same for many rows, after the projection: some heads of one row."""
+            W: tl.constexpr, WINDOW: tl.constexpr, AT_ONCE: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
+    """The same for many rows, after the projection: some heads of one row. WINDOW rows stand one behind the other."""
     row = tl.program_id(0)
+    seat = row // WINDOW  # its row of the cache
     head = (tl.program_id(1) * AT_ONCE + tl.arange(0, AT_ONCE))[:, None]
     d = tl.arange(0, W // 2)[None, :]
     if PDL:
         gdc_launch_dependents()
         gdc_wait()
-    place = row % places
-    position = tl.load(offset + place) + tl.load(at + place)
+    place = seat % places
+    position = tl.load(offset + place) + tl.load(at + place) + row % WINDOW
+    position = tl.minimum(position, slots - 1)  # a window may run over
     there = head < H + 2 * KV
     source = qkv + (row * (H + 2 * KV) + head) * W + d
     low = tl.load(source, mask=there, other=0.0).to(tl.float32)
@@ -195,11 +197,11 @@ def turned(qkv, cosine, sine, offset, at, q, keys, values, slots, places, H: tl.
     tl.store(to, new_low, mask=head < H)
     tl.store(to + W // 2, new_high, mask=head < H)
     key = (head >= H) & turns
-    to = keys + ((row * KV + head - H).to(tl.int64) * slots + position) * W + d
+    to = keys + ((seat * KV + head - H).to(tl.int64) * slots + position) * W + d
     tl.store(to, new_low, mask=key)
     tl.store(to + W // 2, new_high, mask=key)
     value = (head >= H + KV) & there
-    to = values + ((row * KV + head - H - KV).to(tl.int64) * slots + position) * W + d
+    to = values + ((seat * KV + head - H - KV).to(tl.int64) * slots + position) * W + d
     tl.store(to, new_low, mask=value)
     tl.store(to + W // 2, new_high, mask=value)
 
@@ -314,6 +316,50 @@ def attend(q, keys, values, offset, at, out, parts, tops, masses, arrived, slots
                 total = tl.sum(tl.load(masses + mine * SPLITS + s, cache_modifier=".cg") * shares, 0)
                 joined = tl.sum(portion * shares[:, None], 0) / total
                 tl.store(out + mine * W + d, joined.to(out.dtype.element_ty))
+
+
+@triton.jit
+def attend_window(q, keys, values, offset, at, out, slots, places, scale, H: tl.constexpr, KV: tl.constexpr,
+                   W: tl.constexpr, WINDOW: tl.constexpr, QUERIES: tl.constexpr, BLOCK: tl.constexpr,
+                   STAGES: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
+    """Attention of a window's queries, each over the slots up to its own: one key head, QUERIES of those it serves."""
+    pair = tl.program_id(0)  # row of the cache * KV + key head
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
+    seat = pair // KV
+    place = seat % places
+    group: tl.constexpr = H // KV
+    member = tl.program_id(1) * QUERIES + tl.arange(0, QUERIES)
+    step = member // group
+    there = step < WINDOW
+    row = seat * WINDOW + step
+    head = row * H + (pair % KV) * group + member % group
+    first = (tl.load(offset + place) + tl.load(at + place)).to(tl.int32)
+    position = tl.minimum(first + step, slots - 1)
+    last = tl.minimum(first + tl.minimum((tl.program_id(1) + 1) * QUERIES, WINDOW * group) // group, slots - 1)
+    d = tl.arange(0, W)
+    to_keys = keys + pair.to(tl.int64) * slots * W
+    to_values = values + pair.to(tl.int64) * slots * W
+    query = tl.load(q + head[:, None] * W + d[None, :], mask=there[:, None], other=0.0)
+    tops = tl.full([QUERIES], -float("inf"), tl.float32)
+    masses = tl.zeros([QUERIES], tl.float32)
+    sums = tl.zeros([QUERIES, W], tl.float32)
+    for slot in tl.range(0, last + 1, BLOCK, num_stages=STAGES):
+        t = slot + tl.arange(0, BLOCK)
+        inside = t < slots
+        key = tl.load(to_keys + t[:, None] * W + d[None, :], mask=inside[:, None], other=0.0)
+        value = tl.load(to_values + t[:, None] * W + d[None, :], mask=inside[:, None], other=0.0)
+        scores = tl.dot(query, tl.trans(key), input_precision="ieee") * scale
+        scores = tl.where(t[None, :] <= position[:, None], scores, -float("inf"))
+        highers = tl.maximum(tops, tl.max(scores, 1))
+        chances = tl.exp(scores - highers[:, None])
+        fades = tl.exp(tops - highers)
+        sums = sums * fades[:, None] + tl.dot(chances.to(value.dtype), value, input_precision="ieee")
+        masses = masses * fades + tl.sum(chances, 1)
+        tops = highers
+    mixed = (sums / masses[:, None]).to(out.dtype.element_ty)
+    tl.store(out + head[:, None] * W + d[None, :], mixed, mask=there[:, None])
 
 
 @triton.jit

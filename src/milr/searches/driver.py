@@ -582,16 +582,17 @@ class Lane:
     def orders(self) -> list[tuple[int, Order]]:
         """What is left to draw of this round, by place in it. Of a draft on record only the latents are wanted: its
         tokens are forced, so the model reads them in one pass and samples nothing, and no rounding can turn it into
-        another draft. The best picture so far is the guess at the next."""
+        another draft."""
         found = []
-        guess = self.drafts[self.best].drawn.image_tokens if self.drafts else ()
+        best = self.drafts[self.best : self.best + 1]
+        earlier = tuple(draft.drawn for draft in (*best, *reversed(self.drafts)))
         for place, ask in enumerate(self.asks):
             if self.taken[place] is None and self._needs_the_model(place):
                 if place < len(self.recorded):
                     drawn = self.recorded[place].drawn
                     text = Forced(whole_text(drawn, self.text_end))
                     ask = replace(ask, text=text, image=Forced(drawn.image_tokens, free=frozenset()))
-                found.append((place, Order(self.task.prompt, ask, self._stream(place), guess)))
+                found.append((place, Order(self.task.prompt, ask, self._stream(place), earlier)))
         return found
 
     def take(self, drawn: Mapping[int, Drawn]) -> bool:
