@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     import torch
@@ -84,6 +84,19 @@ class Ask:
     note: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
 
+class Tokens(Protocol):
+    """What was chosen in a draft: a `Drawn`, or what is on record of one."""
+
+    @property
+    def reasoning(self) -> str: ...
+
+    @property
+    def text_tokens(self) -> tuple[int, ...]: ...
+
+    @property
+    def image_tokens(self) -> tuple[int, ...]: ...
+
+
 @dataclass(frozen=True)
 class Order:
     """An ask on its way to a backbone: for which prompt, and with which random stream.
@@ -97,7 +110,7 @@ class Order:
     prompt: str
     ask: Ask
     stream: int
-    earlier: tuple[Drawn, ...] = field(default=(), compare=False, repr=False)
+    earlier: tuple[Tokens, ...] = field(default=(), compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -116,8 +129,9 @@ class Latents:
 class Cost:
     """What was spent. Only tokens that were really sampled count. Seconds are wall time, shared by a batch: `seconds`
     of drawing, `critic_seconds` of judging, `search_seconds` of what the search did with the draft (the driver measures
-    these two). `passes`: how often the model was run for the tokens, prompts included; several may be chosen in one.
-    Where time went, and in how many passes, does not count when two costs are compared."""
+    these two). `text_passes` and `image_passes`: how often the model was run for the tokens, prompts included; several
+    tokens may be chosen in one pass. Where time went, and in how many passes, does not count when two costs are
+    compared."""
 
     reward_calls: int = 0
     text_tokens: int = 0
@@ -126,7 +140,12 @@ class Cost:
     seconds: float = 0.0
     critic_seconds: float = field(default=0.0, compare=False)
     search_seconds: float = field(default=0.0, compare=False)
-    passes: int = field(default=0, compare=False)
+    text_passes: int = field(default=0, compare=False)
+    image_passes: int = field(default=0, compare=False)
+
+    @property
+    def passes(self) -> int:
+        return self.text_passes + self.image_passes
 
     @property
     def decoded_tokens(self) -> int:
@@ -146,7 +165,8 @@ class Cost:
             self.seconds + other.seconds,
             self.critic_seconds + other.critic_seconds,
             self.search_seconds + other.search_seconds,
-            self.passes + other.passes,
+            self.text_passes + other.text_passes,
+            self.image_passes + other.image_passes,
         )
 
 

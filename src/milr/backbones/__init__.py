@@ -5,11 +5,13 @@ Knows the names of the models; what a name needs (torch, weights) is the busines
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, cast
 
 from milr import threads
+from milr.drafts import UserError
 from milr.imports import lightly
 
 if TYPE_CHECKING:
@@ -53,15 +55,21 @@ def names() -> dict[str, str]:
     return known
 
 
-def load(name: str = "lab", device: str = "auto", dtype: str = "auto") -> Backbone:
+def load(name: str = "lab", device: str = "auto", dtype: str = "auto", speculate: str | None = None) -> Backbone:
     """Load a model: a preset, the hub id or directory of any Janus checkpoint, or an entry point's name.
 
     Args:
         device: 'auto' (a CUDA GPU if there is one), 'cpu', or any that torch reports: 'cuda:1', 'mps', 'xpu', ...
         dtype: 'auto' (float32 for small models, else bfloat16), 'float32', 'bfloat16' or 'float16'.
+        speculate: 'auto' (several tokens are guessed and checked in one pass, where that pays) or 'off'; the tokens are
+            the same. None: what the variable MILR_SPECULATE says, or else 'auto'.
     Gives torch as many processor threads as the model can use, unless the caller said how many (`milr.threads`).
     Raises UserError, before any weight is read, for whatever the caller can put right.
     """
+    wanted = speculate or os.environ.get("MILR_SPECULATE", "").strip() or "auto"
+    if wanted not in ("auto", "off"):
+        source = "speculate" if speculate else "The variable MILR_SPECULATE"
+        raise UserError(f"{source} is 'auto' or 'off', not '{wanted[:60]}'.")
     points = _entry_points()
     if name in points and name not in PRESETS:
         backbone = cast("Backbone", points[name].load()(device=device, dtype=dtype))
@@ -70,6 +78,8 @@ def load(name: str = "lab", device: str = "auto", dtype: str = "auto") -> Backbo
             from milr.backbones.janus import load_janus
 
             backbone = load_janus(name, device=device, dtype=dtype)
+    if wanted == "off" and hasattr(backbone, "speculate"):
+        backbone.speculate = wanted
     threads.fit(threads.parameters_of(getattr(backbone, "model", None)), backbone.info.device)
     return backbone
 

@@ -67,8 +67,9 @@ class Board:
 
     tokens: [B, length], forced ones, those chosen so far, and guesses. free: [B, length], which are to be chosen. at:
     [B], the position whose token is chosen next. stop: [B], where a leap is over at the latest. known: [B], positions
-    below have a token or a guess. offset: [B], where position 0 lies in the cache: the prompt's length - 1. numbers: [B, length] float64. latents: [B, keep + 1, branches, D] float32, of which the last takes what nobody asked
-    for. health: [B], NaN once a logit was not finite. ended: [B], whether the stage's end was chosen.
+    below have a token or a guess. offset: [B], where position 0 lies in the cache: the prompt's length - 1. numbers:
+    [B, length] float64. latents: [B, keep + 1, branches, D] float32, of which the last takes what nobody asked for.
+    health: [B], NaN once a logit was not finite. ended: [B], whether the stage's end was chosen.
     """
 
     def __init__(self, decoder: Decoder, stage: Stage, shape: Shape, memory: Tensor | None) -> None:

@@ -57,8 +57,8 @@ class Plan:
 
     `prompts`: text token ids, a sequence for each branch (conditional, then unconditional), equally long.
     `tokens`: the forced tokens; where a position is in `free` (ascending) the token is chosen instead, and the one
-    given is a guess. `guess`: what the tokens may be; it changes speed, never a token. Of a picture it says what may lie
-    where, of a text what may be said, at this place or another.
+    given is a guess. `guess`: what the tokens may be; it changes speed, never a token. Of a picture it says what may
+    lie where, of a text what may be said, at this place or another.
     `keep`: how many leading latents to return. `temperature`: 0 is greedy. `numbers`: one for each position.
     `guidance`: the scale, if there are two branches.
     """
@@ -96,8 +96,7 @@ class Engine:
         self.decoder = decoder
         self.fixed_shapes = decoder.weight.is_cuda  # passes are captured
         self.pace = pace_of(decoder)  # None: one token a pass
-        self.lore = Lore()
-        self.trusts = {kind: Trust(WEIGHT * rate) for kind, rate in RIGHT.items()}
+        self.forget_guesses()
         self.kernels: Kernels | None = None
         self._boards: dict[tuple[str, Shape], GraphBoard] = {}
         self._memory: Tensor | None = None
@@ -141,6 +140,11 @@ class Engine:
     def places(self, count: int) -> int:
         """How many places a board for `count` drafts has: on a GPU one of few numbers, so that few are captured."""
         return next(number for number in (*PLACES, count) if number >= count) if self.fixed_shapes else count
+
+    def forget_guesses(self) -> None:
+        """Know nothing of earlier texts, nor how often guesses were right."""
+        self.lore = Lore()
+        self.trusts = {kind: Trust(WEIGHT * rate) for kind, rate in RIGHT.items()}
 
     def forget(self) -> None:
         """Give back all memory."""

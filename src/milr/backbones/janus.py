@@ -25,7 +25,7 @@ from milr.backbones.base import BackboneInfo
 from milr.backbones.board import Stage
 from milr.backbones.checkpoint import LARGEST_BATCH, Memory, find, free_bytes, pictures_at_once
 from milr.backbones.decoder import Cache, Decoder, planless_attention
-from milr.backbones.decoding import Decoded, Engine, NotFinite, Plan
+from milr.backbones.decoding import Decoded, Engine, NotFinite, Plan, pace_of
 from milr.backbones.sampling import guide, prefix_length, uniforms
 from milr.drafts import Choice, Cost, Drawn, Forced, Greedy, Latents, Order, UserError
 from milr.hub import other_dtype
@@ -35,6 +35,7 @@ Found = TypeVar("Found")
 # Where a checkpoint says nothing: the guidance of Janus-Pro's own script, the text limit of MILR's code.
 DEFAULT_GUIDANCE = 5.0
 DEFAULT_MAX_TEXT_TOKENS = 512
+SPECULATE = ("auto", "off")
 
 # --- Prompts -----------------------------------------------------------------------------------------------
 
@@ -223,10 +224,27 @@ class JanusBackbone:
         )
         self._decoder = Decoder(model.model.language_model)
         self._engine = Engine(self._decoder)
+        self.speculate = "auto"
         self._text_vocabulary: int = config.text_config.vocab_size
         self._image_vocabulary: int = config.vq_config.num_embeddings
         self._longest: int = config.text_config.max_position_embeddings
         self._text_ids = lru_cache(maxsize=256)(self.prompts.reasoning)
+
+    @property
+    def speculate(self) -> str:
+        """'auto': several tokens are guessed and checked in one pass, where that pays; 'off': one token a pass. The
+        tokens are the same."""
+        return "off" if self._engine.pace is None else "auto"
+
+    @speculate.setter
+    def speculate(self, choice: str) -> None:
+        if choice not in SPECULATE:
+            raise UserError(f"speculate is 'auto' or 'off', not {choice!r}.")
+        self._engine.pace = pace_of(self._decoder) if choice == "auto" else None
+
+    def forget_guesses(self) -> None:
+        """Guess as if nothing had been drawn before (to measure it)."""
+        self._engine.forget_guesses()
 
     # The verbs
 
@@ -346,8 +364,14 @@ class JanusBackbone:
         for order, reasoning, text, picture, image in zip(orders, reasonings, texts, pictures, images, strict=True):
             asked = order.ask.text_ratio > 0 or order.ask.image_ratio > 0
             latents = self._latents(text.latents, picture.latents) if asked else None
-            prefilled, passes = text.prefilled + picture.prefilled, text.passes + picture.passes
-            cost = Cost(0, text.sampled, picture.sampled, prefilled, seconds, passes=passes)
+            cost = Cost(
+                text_tokens=text.sampled,
+                image_tokens=picture.sampled,
+                prefilled_tokens=text.prefilled + picture.prefilled,
+                seconds=seconds,
+                text_passes=text.passes,
+                image_passes=picture.passes,
+            )
             drawn.append(
                 Drawn(
                     reasoning=reasoning,
@@ -381,7 +405,7 @@ class JanusBackbone:
             free = range(0) if closed[-1] else range(len(tokens), limit)
             keep = prefix_length(order.ask.text_ratio, limit if free else len(tokens))
             prompts = (self._text_ids(order.prompt),)
-            said = [(*drawn.text_tokens, *[end] * drawn.text_ended) for drawn in order.earlier]
+            said = [(*drawn.text_tokens, end) for drawn in order.earlier]
             guess = max(said, key=lambda text: _alike(text, tokens), default=())
             numbers = uniforms(order.stream, 0, limit)
             plans.append(Plan(prompts, tokens, free, keep, _temperature(choice), numbers, guess=guess))
@@ -541,7 +565,10 @@ class JanusBackbone:
 
 def _alike(some: Sequence[int], others: Sequence[int]) -> int:
     """How many tokens two texts begin with alike."""
-    return next((place for place, pair in enumerate(zip(some, others, strict=False)) if pair[0] != pair[1]), min(len(some), len(others)))
+    return next(
+        (place for place, pair in enumerate(zip(some, others, strict=False)) if pair[0] != pair[1]),
+        min(len(some), len(others)),
+    )
 
 
 def _temperature(choice: Choice) -> float:

@@ -168,9 +168,10 @@ def _show(result: Result, budget: int) -> None:
     reward = "not scored" if result.reward is None else f"reward {result.reward:.2f}"
     cost = result.trajectory.cost
     at_once = f", {result.width} at a time" if result.width > 1 else ""
+    passes = f" in {cost.passes:,} passes" if cost.passes else ""  # not every backbone counts them
     print(
-        f"{reward} after {cost.reward_calls} of {budget} calls{at_once}, {cost.decoded_tokens:,} decoded tokens, "
-        f"{cost.all_seconds:.1f} s (drawing {cost.seconds:.1f}, judging {cost.critic_seconds:.1f}, searching "
+        f"{reward} after {cost.reward_calls} of {budget} calls{at_once}, {cost.decoded_tokens:,} decoded tokens"
+        f"{passes}, {cost.all_seconds:.1f} s (drawing {cost.seconds:.1f}, judging {cost.critic_seconds:.1f}, searching "
         f"{cost.search_seconds:.1f}): {one_line(result.prompt)}"
     )
     print(f"  reasoning   {one_line(result.reasoning)}")

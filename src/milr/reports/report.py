@@ -194,6 +194,8 @@ class _Maker:
             "decoded_tokens": _mean(sum(o.tokens) for o in flat),
             # Read in one pass, not chosen: a search that repairs a picture reads all of it. None: an older journal.
             "prefilled_tokens": _mean(sum(o.prefilled) for o in flat) if all(o.prefilled for o in flat) else None,
+            # Of the model, prompts included: several tokens may be chosen in one. None: an older journal, or no tokens.
+            "passes": _mean(sum(o.passes) for o in flat) if all(any(o.passes) for o in flat) else None,
             "seconds": _mean(sum(o.all_seconds) for o in flat),
             "seconds_a_draft": _seconds_a_draft(flat),
             "by_category": by_category,
@@ -623,6 +625,7 @@ def to_markdown(report: Mapping[str, Any]) -> str:
     lines += [
         "",
         "calls, tokens, s: mean per search of reward calls, decoded tokens and wall seconds (shared within a batch)."
+        + _passes_line(rows)
         + _seconds_line(rows)
         + (f" The critic abstained {abstained} times." if abstained else ""),
         *(f"\n{line[0].upper()}{line[1:]}." for line in report["notes"]),
@@ -730,6 +733,15 @@ def _seconds_line(rows: Mapping[str, Mapping[str, Any]]) -> str:
     return f" Seconds a draft of drawing + judging + searching: {said}." + (
         f" Of {', '.join(others)} only drawing is on record, and counted." if others else ""
     )
+
+
+def _passes_line(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """How often the model was run; '' for a report of before that was counted."""
+    known = {name: row for name, row in rows.items() if row.get("passes") is not None}
+    said = ", ".join(
+        f"{name} {row['passes']:.0f} ({row['decoded_tokens'] / row['passes']:.1f})" for name, row in known.items()
+    )
+    return f" Passes of the model a search, prompts included (tokens chosen a pass): {said}." if known else ""
 
 
 def several_at_once(searches: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -374,6 +374,7 @@ def outcome_of(method: Method, trajectory: Trajectory) -> Outcome:
         unjudged=_unjudged(trajectory),
         judging=tuple(round(cost.critic_seconds, 6) for cost in costs),
         searching=tuple(round(cost.search_seconds, 6) for cost in costs),
+        passes=tuple(cost.passes for cost in costs),
     )
 
 

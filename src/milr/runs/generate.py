@@ -137,6 +137,7 @@ class Result:
             "held_out": {name: score.value for name, score in self.held_out.items()},
             "calls": cost.reward_calls,
             "decoded_tokens": cost.decoded_tokens,
+            "passes": cost.passes,
             "seconds": round(cost.seconds, 3),
             "critic_seconds": round(cost.critic_seconds, 3),
             "search_seconds": round(cost.search_seconds, 3),

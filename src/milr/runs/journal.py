@@ -50,8 +50,8 @@ class Outcome:
     returned, what the held-out critics say of it and of the first one (None: abstained), and which checks the returned
     draft fails, in the words of each critic. `unjudged` are the critics that could not be asked for something (None: an
     older line, which does not say), `prefilled` the tokens that each draft read and did not choose, `judging` and
-    `searching` the seconds that its critic and its search took beside the `seconds` of drawing (none of these three in
-    older lines)."""
+    `searching` the seconds that its critic and its search took beside the `seconds` of drawing, `passes` how often the
+    model was run for it (none of these four in older lines)."""
 
     method: str
     spec: str
@@ -72,6 +72,7 @@ class Outcome:
     unjudged: tuple[str, ...] | None = None
     judging: tuple[float, ...] = ()
     searching: tuple[float, ...] = ()
+    passes: tuple[int, ...] = ()
 
     @property
     def key(self) -> Key:

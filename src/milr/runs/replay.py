@@ -185,7 +185,7 @@ def _chosen(choice: Choice, length: int) -> list[int]:
 
 
 def _draw(model: Backbone, prompt: str, drafts: Sequence[RecordedDraft]) -> list[Drawn]:
-    return model.draw([Order(prompt, draft.ask, draft.stream, draft.image_tokens) for draft in drafts])
+    return model.draw([Order(prompt, draft.ask, draft.stream, (draft,)) for draft in drafts])
 
 
 def _difference(draft: RecordedDraft, drawn: Drawn) -> str:
