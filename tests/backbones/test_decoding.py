@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,11 +16,11 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from milr.backbones import decoding
+from milr.backbones import decoding, load
 from milr.backbones.janus import JanusBackbone
 from milr.backbones.leaping import WEIGHT, Lore, Pace, Trust
 from milr.backbones.sampling import choose, guide, prefix_length, uniforms
-from milr.drafts import Ask, Drawn, Forced, Greedy, Order, Sample
+from milr.drafts import Ask, Drawn, Forced, Greedy, Order, Sample, UserError
 from rounding import assert_same_tokens, assert_tied_where_they_part, of_model, ties
 
 PROMPTS = ("a red apple", "two green birds above a blue car", "x", "ein Äpfelchen, 苹果 🍎")
@@ -380,7 +381,8 @@ def test_leaps_change_no_token_and_no_latent(
 
 
 def test_an_earlier_draft_is_drawn_again_in_few_passes(tiny_backbone: JanusBackbone) -> None:
-    """The first token comes with the prompt, the others in one leap where every guess is right."""
+    """The first token comes with the prompt, the others in leaps where every guess is right: one picture in one of 15,
+    a text of 24 tokens in two."""
     order = Order("a red apple", Ask(text=Sample(), image=Sample(2.0)), 5)
     (drawn,), text, image = drawn_at_once(tiny_backbone, [order], None)
     assert (text, image) == (drawn.cost.text_tokens, 16)
@@ -388,8 +390,8 @@ def test_an_earlier_draft_is_drawn_again_in_few_passes(tiny_backbone: JanusBackb
     (again,), text, image = drawn_at_once(tiny_backbone, [told], 1e6)
     assert_same_tokens(tiny_backbone, order, drawn, again)
     if again.image_tokens == drawn.image_tokens and again.text_tokens == drawn.text_tokens:
-        assert (text, image) == (2, 2)
-        assert again.cost.passes == 4
+        assert (text, image) == (3, 2)
+        assert (again.cost.text_passes, again.cost.image_passes, again.cost.passes) == (3, 2, 5)
     assert order == told, "what is told of other drafts is no part of what was asked for"
 
 
@@ -560,3 +562,25 @@ def test_uniform_numbers_are_indexed_by_position() -> None:
     assert uniforms(2**64 + 3, 0, 1) == uniforms(3, 0, 1)
     # Philox4x64-10 with key (3, 1), from numpy 2.4.6: drafts must not change with numpy or the machine.
     assert uniforms(3, 1, 2).tolist() == [0.7400963480618715, 0.8483457319721872]
+
+
+# --- Settings -------------------------------------------------------------------------------------------------
+
+
+def test_speculation_can_be_switched_off(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = str(tiny_checkpoint)
+    assert load(folder, device="cpu").speculate == "auto"  # type: ignore[attr-defined]
+    assert load(folder, device="cpu", speculate="off").speculate == "off"  # type: ignore[attr-defined]
+    monkeypatch.setenv("MILR_SPECULATE", "off")
+    backbone = load(folder, device="cpu")
+    assert isinstance(backbone, JanusBackbone)
+    assert backbone.speculate == "off"
+    (drawn,) = backbone.draw([Order("a red apple", Ask(image=Sample(0.01)), 5)])
+    assert drawn.cost.image_passes == drawn.cost.image_tokens == 16
+    assert drawn.cost.text_passes == drawn.cost.text_tokens
+    assert load(folder, device="cpu", speculate="auto").speculate == "auto"  # type: ignore[attr-defined]
+    monkeypatch.setenv("MILR_SPECULATE", "on")
+    with pytest.raises(UserError, match="The variable MILR_SPECULATE is 'auto' or 'off', not 'on'"):
+        load(folder, device="cpu")
+    with pytest.raises(UserError, match="speculate is 'auto' or 'off', not 'no'"):
+        load(folder, device="cpu", speculate="no")

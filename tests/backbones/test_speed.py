@@ -44,7 +44,14 @@ def test_measure(tiny_backbone: JanusBackbone) -> None:
     assert [one.note for one in (*found.transformers, found.naive)] == ["", "", ""]
     assert found.naive.draft(found.text_tokens, 16).wall > 0  # type: ignore[union-attr]
     assert said[0] == "copying memory"
-    assert len(said) == 7
+    assert len(said) == 8
+    assert [(one.images, one.drafts) for one in found.leaps] == [(1, "first"), (1, "later"), (3, "first")]
+    for leaps in found.leaps:
+        assert 1 <= leaps.image_passes <= leaps.image_tokens == 16
+        assert 1 <= leaps.text_passes <= leaps.text_tokens <= 24
+        assert leaps.draft.wall > 0
+        assert leaps.without.wall > 0
+    assert tiny_backbone.speculate == "auto", "put back"
 
 
 def test_what_a_token_reads(tiny_backbone: JanusBackbone) -> None:

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from milr.backbones.board import Board, GraphBoard, Shape, Stage
 from milr.backbones.decoder import Decoder, planless_attention
-from milr.backbones.leaping import CONTEXT, LONGEST, WEIGHT, Echo, Lore, Pace, Trust
+from milr.backbones.leaping import CONTEXT, LONGEST, WEIGHT, Echo, Lore, Neighbours, Pace, Sketch, Trust
 from milr.backbones.sampling import Floats
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ RIGHT = {(True, True): 0.95, (True, False): 0.88, (False, True): 0.85, (False, F
 SLACK_OF_PROCESSOR = 28.0  # rows that cost as much as reading the weights of a small model
 SLACK_OF_GPU = 700.0
 SMALL = 2**28  # bytes of the layers of a small model: those of a larger one were not measured
+FEW_CODES = 4096  # so that what stands around a token is met again
 LOOK = 8  # passes on a GPU between two looks whether a text has ended
 JUMP = 5  # what a pass over many tokens costs there, in captured passes of one
 SURPLUS = 2  # tokens and slots that a draft may run over, and a capture does
@@ -142,8 +143,9 @@ class Engine:
         return next(number for number in (*PLACES, count) if number >= count) if self.fixed_shapes else count
 
     def forget_guesses(self) -> None:
-        """Know nothing of earlier texts, nor how often guesses were right."""
+        """Know nothing of earlier texts and pictures, nor how often guesses were right."""
         self.lore = Lore()
+        self.neighbours: Neighbours | None = None  # of a model with few codes, once it has drawn
         self.trusts = {kind: Trust(WEIGHT * rate) for kind, rate in RIGHT.items()}
 
     def forget(self) -> None:
@@ -178,6 +180,8 @@ class _Way:
     ended: bool = False
     passes: int = 0
     echo: Echo | None = None  # of a text
+    sketch: Sketch | None = None  # of a picture
+    known: int = 0  # positions of a picture below this one have a guess
     coming: list[int] = field(default_factory=list)  # what it says next
 
     @property
@@ -203,6 +207,7 @@ class _Run:
         if engine.fixed_shapes and not _pays_to_jump(self.ways):
             for way in self.ways:
                 way.runs = [(way.runs[0][0], way.runs[-1][1])]
+        self.neighbours = self._neighbours()
         self.is_greedy = all(plan.temperature == 0 for plan in plans)
         self.results: dict[int, Decoded] = {}
         longest = max(len(plan.prompts[0]) for plan in plans) + stage.length + SURPLUS
@@ -225,6 +230,14 @@ class _Run:
                 self._walk()
         return [self.results[index] for index in range(len(self.results))]
 
+    def _neighbours(self) -> Neighbours | None:
+        """What is known of pictures, where that may help."""
+        engine, above = self.engine, self.stage.above
+        if above is None or engine.pace is None or len(self.stage.table) > FEW_CODES:
+            return None
+        engine.neighbours = engine.neighbours or Neighbours(above)
+        return engine.neighbours
+
     # Places
 
     def _seat(self) -> None:
@@ -242,7 +255,8 @@ class _Run:
                 way.echo = Echo(guess, self.engine.lore)
             else:
                 tokens[way.place, : len(guess)] = guess
-                known[way.place] = max(len(guess), len(way.plan.tokens))
+                known[way.place] = way.known = max(len(guess), len(way.plan.tokens))
+                way.sketch = Sketch(self.neighbours) if self.neighbours else None
             tokens[way.place, : len(way.plan.tokens)] = way.plan.tokens
             free[way.place, list(way.plan.free)] = True
             way.free = free[way.place]
@@ -294,6 +308,8 @@ class _Run:
             result = self.results[way.index] = _result(way, row, self.stage.end, kept)
             if self.stage.above is None:
                 self.engine.lore.learn([*result.tokens, *[self.stage.end or 0] * result.ended])
+            elif self.neighbours:
+                self.neighbours.learn(result.tokens)
 
     # Passes
 
@@ -324,8 +340,8 @@ class _Run:
         is_text = self.stage.above is None
         if self.engine.pace is None:
             return 1
-        if is_text:
-            self._recall()
+        if is_text and not self._recall():
+            return 1
         chances = np.zeros((len(self.ways), LONGEST))
         for way, row in zip(self.ways, chances, strict=True):
             free = way.free[way.at : way.runs[-1][1] + 1][:LONGEST]
@@ -339,18 +355,34 @@ class _Run:
     def _trust(self, way: _Way) -> Trust:
         return self.engine.trusts[self.stage.above is not None, bool(way.plan.guess)]
 
-    def _recall(self) -> None:
-        """Find out how earlier texts went on after the last words of these. Waits for the device."""
+    def _recall(self) -> bool:
+        """Find out how earlier texts went on after the last words of these, if any did. Waits for the device."""
         back = np.array([[max(0, way.at - step) for step in range(CONTEXT, 0, -1)] for way in self.ways])
         places = self._tensor(np.array([[way.place] for way in self.ways]))
         for way, last in zip(self.ways, self.board.tokens[places, self._tensor(back)].tolist(), strict=True):
-            way.coming = way.echo.goes_on(last[max(0, CONTEXT - way.at) :], way.at, LONGEST) if way.echo else []
+            way.coming = way.echo.goes_on(last[max(0, CONTEXT - way.at) :], way.at) if way.echo else []
+        return any(way.coming for way in self.ways)
+
+    def _sketch(self, window: int) -> None:
+        """Guess the next tokens of pictures from what stood between the like. Waits for the device."""
+        board = self.board
+        places = self._tensor(np.array([way.place for way in self.ways]))
+        pictures = board.tokens[places].tolist()
+        for way, tokens in zip(self.ways, pictures, strict=True):
+            stop = min(way.at + window, way.runs[-1][1] + 1)
+            if way.sketch:
+                way.sketch.draw_on(tokens, way.free.tolist(), way.at, stop, way.known)
+            way.known = max(way.known, stop)
+        board.tokens[places] = torch.tensor(pictures, device=self.device)
+        board.known[places] = torch.tensor([way.known for way in self.ways], device=self.device)
 
     def _leap(self, window: int) -> None:
         """Feed the tokens that may come next, and keep what is chosen up to the first wrong guess. Waits for the
         device."""
         board = self.board
         self._place()
+        if self.neighbours:
+            self._sketch(window)
         for way in self.ways:
             coming = way.coming[: min(window, way.runs[-1][1] + 1 - way.at)]
             if coming:

@@ -19,7 +19,8 @@ MARGIN = 1.2  # by how much a leap must promise to be quicker than a pass of one
 NEARLY = 0.85  # of the best gain, which a longer window may have instead
 WEIGHT = 12.0  # guesses that a prior counts for
 MEMORY = 200.0  # guesses that are remembered
-REMEMBERED = 100_000  # endings, and what came after them
+REMEMBERED = 100_000  # surroundings, and what stood between
+ECHOED = 16  # tokens of a text that are guessed at most
 CONTEXT = 3  # tokens of a text that are compared to find out where it stands
 
 
@@ -60,6 +61,11 @@ class Pace:
         return max(window for window in WINDOWS if gains[window] >= NEARLY * best) if best >= MARGIN else 1
 
 
+def _forget_the_oldest(known: dict[tuple[int, ...], int]) -> None:
+    while len(known) > REMEMBERED:
+        del known[next(iter(known))]
+
+
 class Lore:
     """What followed which tokens in the texts of before, of any prompt: how one model begins and ends its sentences."""
 
@@ -70,11 +76,55 @@ class Lore:
         for length in range(1, CONTEXT + 1):
             for end in range(length, len(text)):
                 self._next[tuple(text[end - length : end])] = text[end]
-        while len(self._next) > REMEMBERED:
-            del self._next[next(iter(self._next))]
+        _forget_the_oldest(self._next)
 
     def after(self, words: tuple[int, ...]) -> int | None:
         return self._next.get(words)
+
+
+class Neighbours:
+    """What stood right of one token and below another in pictures of before, of any prompt. Worth asking where a model
+    has so few codes that neighbourhoods repeat."""
+
+    def __init__(self, above: int) -> None:
+        self.above = above
+        self._next: dict[tuple[int, ...], int] = {}
+
+    def around(self, tokens: Sequence[int], at: int) -> tuple[int, ...]:
+        """The tokens to the left, above, and above to the left; -1 where the picture ends."""
+        above = at - self.above
+        return tokens[at - 1], tokens[above] if above >= 0 else -1, tokens[above - 1] if above >= 1 else -1
+
+    def learn(self, tokens: Sequence[int]) -> None:
+        for at in range(1, len(tokens)):
+            around = self.around(tokens, at)
+            self._next[around] = self._next[around[:2]] = tokens[at]
+        _forget_the_oldest(self._next)
+
+    def between(self, around: tuple[int, ...]) -> int | None:
+        found = self._next.get(around)
+        return self._next.get(around[:2]) if found is None else found
+
+
+class Sketch:
+    """Guesses of one picture. What the last pass chose is the guess as long as what stands around it is the same;
+    where that has changed, what stood there in other pictures."""
+
+    def __init__(self, neighbours: Neighbours) -> None:
+        self._neighbours = neighbours
+        self._around: dict[int, tuple[int, ...]] = {}  # what the last pass saw around a position
+
+    def draw_on(self, tokens: list[int], free: Sequence[bool], at: int, stop: int, known: int) -> None:
+        """Guess the tokens from `at` to before `stop`, in place. Those below `known` have a guess."""
+        for place in range(at, stop):
+            around = self._neighbours.around(tokens, place)
+            if free[place] and (place >= known or self._around.get(place, around) != around):
+                told = self._neighbours.between(around)
+                if told is not None:
+                    tokens[place] = told
+                elif place >= known:
+                    tokens[place] = tokens[max(place - self._neighbours.above, 0)]
+            self._around[place] = around
 
 
 class Echo:
@@ -87,7 +137,7 @@ class Echo:
             for end in range(length, len(self._earlier)):
                 self._ends.setdefault(tuple(self._earlier[end - length : end]), []).append(end)
 
-    def goes_on(self, last: Sequence[int], at: int, count: int) -> list[int]:
+    def goes_on(self, last: Sequence[int], at: int, count: int = ECHOED) -> list[int]:
         """Up to `count` tokens from position `at` on, after the `last` ones (CONTEXT of them, or all there are)."""
         said = list(last)
         while len(said) - len(last) < count:

@@ -5,10 +5,11 @@ many bytes, over its seconds, as a share of what a copy on the same device moves
 the limit it is. Rivals in the same run: transformers' own `generate`, and a plain loop in the shape of the MILR
 authors' code.
 
-A stage is measured in a draft whose other stages are forced. Where not all tokens are drawn, those in the middle of the
-picture are: the cost of a token grows evenly with what stands before it, so theirs is the mean. Nothing here changes
-what is drawn. What was measured is remembered in the user's cache folder, for `good_width` and for reckoning how long a
-run will take.
+A stage is measured in a draft whose other stages are forced, one token a pass. What several tokens a pass bring
+(leaps) depends on what is drawn, so it is measured in whole drafts, with and without in turn. Where not all tokens are
+drawn, those in the middle of the picture are: the cost of a token grows evenly with what stands before it, so theirs is
+the mean. Nothing here changes what is drawn. What was measured is remembered in the user's cache folder, for
+`good_width` and for reckoning how long a run will take.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +35,14 @@ from milr.drafts import Ask, Choice, Drawn, Forced, Greedy, Order, Sample, UserE
 from milr.version import __version__
 
 PROMPT = "a red fox to the left of two blue birds"
+PROMPTS = (PROMPT, "a photo of a purple umbrella", "three green apples on a table", "a dog and a yellow bicycle",
+           "a small boat below the moon", "an animal that says moo", "two cups to the right of a cake",
+           "a blue guitar beside a brown horse")  # fmt: skip
 TEXT_TOKENS = 64  # of a reasoning of at most 50 words, where the model's own does not end sooner
 PATIENCE = 10.0  # seconds that one measurement may take; fewer tokens are drawn where all would take longer
 WIDTHS = (1, 2, 4, 8, 16)
 WIDTH_TOKENS, WIDTH_QUICK = 12, 0.3  # tokens drawn of each image to find the width, and what QUICK is then
+WIDTH_WHOLE = 5.0  # seconds of an image that is drawn whole to find the width
 QUICK = 1.0  # seconds: what is over sooner is done again, up to four times, and the quickest counts
 TIMES = 4
 SLOW = 5.0  # seconds: what takes longer is done once
@@ -109,6 +114,21 @@ class Rival:
 
 
 @dataclass(frozen=True)
+class Leaps:
+    """What several tokens a pass bring. `drafts` is "first" (nothing was drawn before) or "later" (three drafts of the
+    same prompt were); `images` of them were drawn at once. Means of a draft: passes, and seconds with and without."""
+
+    images: int
+    drafts: str
+    text_tokens: float
+    text_passes: float
+    image_tokens: int
+    image_passes: float
+    draft: Spent
+    without: Spent
+
+
+@dataclass(frozen=True)
 class Speed:
     """What `measure` found. `tokens` of `image_tokens` were drawn of each image, the others are reckoned. A draft has
     `text_tokens`: as many as the model wrote here (`text_ended`), else as many as a reasoning of 50 words may have."""
@@ -129,6 +149,7 @@ class Speed:
     width: int  # see `good_width`
     peak_bytes: int
     load_seconds: float = 0.0
+    leaps: tuple[Leaps, ...] = ()
 
     def draft(self, stages: Stages) -> Spent:
         """One draft of this batch."""
@@ -160,12 +181,14 @@ def measure(
     bandwidth = copy_bandwidth(device)
     say("drawing one image")
     probe = _Probe(backbone, tokens)
-    found = [probe.stages(1)]
-    alone = found[0].draft(probe.text_tokens, count).wall
-    batch = images or _good_batch(backbone, alone)
-    if batch > 1:
-        say(f"drawing {batch} images at once")
-        found.append(probe.stages(batch))
+    with _one_token_a_pass(backbone):
+        found = [probe.stages(1)]
+        alone = found[0].draft(probe.text_tokens, count).wall
+        batch = images or _good_batch(backbone, alone)
+        if batch > 1:
+            say(f"drawing {batch} images at once")
+            found.append(probe.stages(batch))
+    leaps = _leaps(backbone, [(one.images, one.draft(probe.text_tokens, count).wall) for one in found], say)
     bandwidth = max(bandwidth, copy_bandwidth(device))
     rivals = [_generate(backbone, one.images, probe.tokens, say) for one in found]
     naive = _naive(backbone, probe, say)
@@ -188,6 +211,7 @@ def measure(
         width=width,
         peak_bytes=_peak_bytes(device),
         load_seconds=load_seconds,
+        leaps=leaps,
     )
     best = speed.best
     _remember(backbone, width=width, draft={"images": best.images, "seconds": speed.draft(best).wall, "alone": alone})
@@ -275,14 +299,81 @@ class _Probe:
         return _quickest(draw, self.quick)
 
 
+@contextmanager
+def _one_token_a_pass(backbone: Any) -> Iterator[None]:
+    """Without leaps, where the backbone knows them."""
+    before = getattr(backbone, "speculate", None)
+    if before is not None:
+        backbone.speculate = "off"
+    try:
+        yield
+    finally:
+        if before is not None:
+            backbone.speculate = before
+
+
+def _leaps(backbone: Any, batches: Iterable[tuple[int, float]], say: Say) -> tuple[Leaps, ...]:
+    """Whole drafts of some prompts, with leaps and without in turn, in batches of so many images, which take so many
+    seconds a draft without."""
+    if getattr(backbone, "speculate", "off") == "off":
+        return ()
+    say("drawing several tokens a pass")
+    found = []
+    for images, seconds in batches:
+        times = min(len(PROMPTS), int(PATIENCE / max(2 * images * seconds, 1e-9)))
+        if not times:
+            continue
+        first = [
+            [Order(PROMPTS[(time + image) % len(PROMPTS)], Ask(text=Sample()), time * images + image)
+             for image in range(images)] for time in range(times)
+        ]  # fmt: skip
+        found.append(_leap(backbone, images, "first", first))
+        if images == 1:
+            found.append(_leap(backbone, 1, "later", [[_after_others(backbone, order)] for (order,) in first]))
+    return tuple(found)
+
+
+def _after_others(backbone: Backbone, order: Order) -> Order:
+    """The same order once three drafts of its prompt are drawn, as a search has them."""
+    others = [replace(order, stream=10_000 + 3 * order.stream + other) for other in range(3)]
+    return replace(order, earlier=tuple(backbone.draw(others)))
+
+
+def _leap(backbone: Any, images: int, drafts: str, batches: list[list[Order]]) -> Leaps:
+    spent, without, drawn = Spent(0, 0), Spent(0, 0), []
+    for number, orders in enumerate(batches):
+        backbone.forget_guesses()
+        if not number:
+            backbone.draw(orders)  # memory is taken, and graphs are captured
+            backbone.forget_guesses()
+        spent += _timed(lambda: drawn.extend(backbone.draw(orders)))  # noqa: B023 - called at once
+        with _one_token_a_pass(backbone):
+            without += _timed(lambda: backbone.draw(orders))  # noqa: B023
+    count = len(drawn)
+    return Leaps(
+        images=images,
+        drafts=drafts,
+        text_tokens=sum(one.cost.text_tokens for one in drawn) / count,
+        text_passes=sum(one.cost.text_passes for one in drawn) / count,
+        image_tokens=backbone.info.image_tokens,
+        image_passes=sum(one.cost.image_passes for one in drawn) / count,
+        draft=spent.times(1 / count),
+        without=without.times(1 / count),
+    )
+
+
+def _timed(work: Callable[[], object]) -> Spent:
+    wall, cpu = time.perf_counter(), time.process_time()
+    work()
+    return Spent(time.perf_counter() - wall, time.process_time() - cpu)
+
+
 def _quickest(work: Callable[[], object], quick: float = QUICK) -> Spent:
     """The least seconds of several times. The first time does not count, but for what is very slow: memory is taken,
     kernels are chosen and graphs captured then."""
     found: list[Spent] = []
     while not found or _again(found, quick):
-        wall, cpu = time.perf_counter(), time.process_time()
-        work()
-        found.append(Spent(time.perf_counter() - wall, time.process_time() - cpu))
+        found.append(_timed(work))
     counted = found[1:] or found
     return Spent(min(one.wall for one in counted), min(one.cpu for one in counted))
 
@@ -510,27 +601,35 @@ def good_width(backbone: Backbone) -> int:
 
 
 def _measured_width(backbone: Backbone) -> int:
-    """Seconds of a draft are reckoned from a few image tokens and the pixels. On a processor those of the processor
-    count: it does other things beside, and what is quick on a busy one is chance."""
+    """Seconds of a draft are reckoned from the pixels and its image tokens: all of them where that is quick, as drafts
+    alone may leap farther than many side by side, else a few, one a pass. On a processor those of the processor count:
+    it does other things beside, and what is quick on a busy one is chance."""
     on_cpu = backbone.info.device.startswith("cpu")
 
     def seconds_of(spent: Spent) -> float:
         return spent.cpu if on_cpu else spent.wall
 
-    tokens = backbone.info.image_tokens + TEXT_TOKENS // 2  # a text token costs much the same
-    probe = _Probe(backbone, min(backbone.info.image_tokens, WIDTH_TOKENS), WIDTH_QUICK)
+    count = backbone.info.image_tokens
+    tokens = count + TEXT_TOKENS // 2  # a text token costs much the same
+    probe = _Probe(backbone, min(count, WIDTH_TOKENS), WIDTH_QUICK)
+    leaps = getattr(backbone, "speculate", "off") == "auto"
+    if leaps:
+        with _without_pixels(backbone), _one_token_a_pass(backbone):
+            leaps = probe.image_token(1).wall * count < WIDTH_WHOLE
+    if leaps:
+        probe = _Probe(backbone, count, WIDTH_QUICK)
     pixels = seconds_of(probe.pixels(1))
     good, alone = 1, 0.0
-    for width in WIDTHS:
-        if width > int(getattr(backbone, "max_batch", width)):
-            break
-        with _without_pixels(backbone):
+    with _without_pixels(backbone), nullcontext() if leaps else _one_token_a_pass(backbone):
+        for width in WIDTHS:
+            if width > int(getattr(backbone, "max_batch", width)):
+                break
             seconds = seconds_of(probe.image_token(width)) * tokens + pixels * width
-        if width == 1:
-            alone = seconds
-        elif seconds >= 2 * alone:
-            break
-        good = width
+            if width == 1:
+                alone = seconds
+            elif seconds >= 2 * alone:
+                break
+            good = width
     return good
 
 

@@ -10,7 +10,7 @@ import typer
 from milr.cli.options import Device, Dtype, Json, check_model, progress_console
 
 if TYPE_CHECKING:
-    from milr.backbones.speed import Against, Speed, Stages
+    from milr.backbones.speed import Against, Leaps, Speed, Stages
 
 BENCHMARK, BUDGET = "geneval", 20  # what the last line reckons
 BUSY = 1.2  # times the CPU seconds: a quiet processor takes no longer than that
@@ -93,6 +93,8 @@ def _lines(found: Speed, drafts: int) -> list[str]:
     ):
         lines.append(_row(f"  {title}", [_stage(one, name) for one in found.stages]))
     lines += ["  (of all images of the batch together)", ""]
+    lines += [_leap(one) for one in found.leaps]
+    lines += [""] * bool(found.leaps)
     lines += [_against(one) for one in against(found)]
     lines.append(f"drafts of one prompt that are drawn in less than twice the time of one: {found.width}")
     alone = drafted[0]
@@ -117,6 +119,16 @@ def _stage(stages: Stages, name: str) -> str:
     share = getattr(stages, name.replace("_token", "_share")) if name.endswith("_token") else None
     told = "" if share is None else f", share {share:.2f}"
     return f"{spent.wall:.3g} ({spent.cpu:.3g}){told}"
+
+
+def _leap(one: Leaps) -> str:
+    batch = "alone" if one.images == 1 else f"of {one.images} at once"
+    which = "first drafts" if one.drafts == "first" else "drafts after three others of the prompt"
+    return (
+        f"several tokens a pass, {which} {batch}: {one.image_passes:.1f} passes for {one.image_tokens} image tokens, "
+        f"{one.text_passes:.1f} for {one.text_tokens:.1f} of a text; {one.draft.wall:.3g} ({one.draft.cpu:.3g}) s a "
+        f"draft where one token a pass takes {one.without.wall:.3g} ({one.without.cpu:.3g})"
+    )
 
 
 def _against(one: Against) -> str:
