@@ -7,7 +7,7 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "milr"
 ORDER = (
-    {"drafts", "statistics", "threads", "version"},
+    {"drafts", "memory", "statistics", "threads", "version"},
     {"network"},
     {"settings", "hub", "imports", "disk", "reading", "pictures", "paths"},
     {"backbones"},

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, cast
 
-from milr import threads
+from milr import memory, threads
 from milr.drafts import UserError
 from milr.imports import lightly
 
@@ -80,6 +80,8 @@ def load(name: str = "lab", device: str = "auto", dtype: str = "auto", speculate
             backbone = load_janus(name, device=device, dtype=dtype)
     if wanted == "off" and hasattr(backbone, "speculate"):
         backbone.speculate = wanted
+    if backbone.info.device.startswith("cpu"):
+        memory.keep()
     threads.fit(threads.parameters_of(getattr(backbone, "model", None)), backbone.info.device)
     return backbone
 
