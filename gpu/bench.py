@@ -13,6 +13,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +159,41 @@ def passes(model: Any, size: str, bandwidth: float) -> None:
     model._engine.forget()
 
 
+def windows(model: Any, size: str, bandwidth: float) -> None:
+    """One captured pass over several guessed tokens of each draft, in the middle of a picture, against a pass of one:
+    what a picture would take at so many tokens a pass is this over the other."""
+    for places, window in ((1, 4), (1, 16), (1, 32), (1, 64), (4, 16), (16, 4)) if not SMALL else ((2, 4),):
+        weights, cache = tune.bytes_of_a_pass(model, places)
+        one = tune.pass_ms(model, places, Tuning(pdl=DEVICE == "cuda"), 24)
+        ms = tune.pass_ms(model, places, Tuning(pdl=DEVICE == "cuda"), 24, window)
+        share = (weights + cache) / ms * 1e3 / bandwidth
+        record(size=size, what="a pass of a window", images=places, window=window, ms=ms, of_one=ms / one, share=share)
+    model._engine.forget()
+
+
+def leaps(model: Any, size: str, images: int) -> None:
+    """Whole pictures of which an earlier draft is the guess: the same again (every guess is right: the most that leaps
+    can bring), and another draft of a model without knowledge (no guess is right: what giving up costs)."""
+    plain, drawn = seconds(model, orders(model, images))
+    others = model.draw(orders(model, images, first=500))
+    model.speculate = "auto"
+    try:
+        for kind, told in (("the same draft", drawn), ("another draft", others)):
+            wanted = [replace(order, earlier=(one,)) for order, one in zip(orders(model, images), told, strict=True)]
+            model.forget_guesses()
+            seconds(model, wanted)  # captures, compiles
+            model.forget_guesses()
+            leapt, again = seconds(model, wanted)
+            same = sum(a.image_tokens == b.image_tokens for a, b in zip(drawn, again, strict=True))
+            passes = sum(one.cost.image_passes for one in again) / images
+            record(
+                size=size, what="leaps", images=images, told=kind, passes=passes, seconds=leapt, without=plain,
+                same=f"{same} of {images} pictures",
+            )  # fmt: skip
+    finally:
+        model.speculate = "off"
+
+
 def search(model: Any, size: str) -> None:
     """One prompt, a search in rounds of one draft and of eight, the model its own critic."""
     from milr.critics.self_critic import SelfCritic
@@ -201,6 +237,9 @@ def measure(model: Any, size: str, bandwidth: float) -> None:
         record(size=size, what="memory", images=images, peak_gb=torch.cuda.max_memory_allocated() / 1e9)
     attempt(text, model, size, 1)
     attempt(passes, model, size, bandwidth)
+    attempt(windows, model, size, bandwidth)
+    for images in (1, 2) if SMALL else (1, 16):
+        attempt(leaps, model, size, images)
     attempt(text, model, size, 2 if SMALL else 16)
     attempt(latents, model, size, 2 if SMALL else 16)
 
@@ -216,6 +255,7 @@ def main() -> None:
         tune.log("building", size)
         model = random_backbone(sizes[size](), DEVICE, torch.float32 if SMALL else torch.bfloat16)
         model._engine.fixed_shapes = True
+        model.speculate = "off"  # random weights cannot be guessed: what a token costs is what is measured
         return model
 
     for size in sizes:
