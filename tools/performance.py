@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -59,9 +60,11 @@ def measure(model: str, quick: bool, say: Callable[[str], None]) -> dict[str, An
     stages = []
     for images in batches:
         say(f"{images} at once")
-        one = speed._with_shares(backbone, probe.stages(images), probe, found.copy_bytes_per_second)
+        with speed._one_token_a_pass(backbone):
+            one = speed._with_shares(backbone, probe.stages(images), probe, found.copy_bytes_per_second)
         draft = one.draft(found.text_tokens, found.image_tokens)
         stages.append({"images": images, "wall": draft.wall, "cpu": draft.cpu, "image_share": one.image_share})
+    leaps = speed._leaps(backbone, [(one["images"], one["wall"]) for one in stages if one["images"] <= 16], say)
     return {
         "quick": quick,
         "machine": machine_of(backbone, found.stages[-1].images),
@@ -69,6 +72,7 @@ def measure(model: str, quick: bool, say: Callable[[str], None]) -> dict[str, An
         "text_tokens": found.text_tokens,
         "image_tokens": found.image_tokens,
         "batch": stages,
+        "leaps": [asdict(one) for one in leaps],
         "against": speed.to_json(found)["against"],
         "width": found.width,
         "text": _texts(backbone, TEXTS[:3] if quick else TEXTS, say),
@@ -240,6 +244,27 @@ def _batch(data: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def _leaps(data: Mapping[str, Any]) -> list[str]:
+    if not data.get("leaps"):
+        return ["not measured"]
+    which = {"first": "nothing was drawn before", "later": "after three others of the prompt"}
+    rows = [
+        [
+            one["images"],
+            which[one["drafts"]],
+            f"{one['image_passes']:.1f} for {one['image_tokens']}",
+            f"{one['text_passes']:.1f} for {one['text_tokens']:.1f}",
+            _seconds(one["draft"]),
+            _seconds(one["without"]),
+            f"{one['without']['cpu'] / one['draft']['cpu']:.1f}x",
+        ]
+        for one in data["leaps"]
+    ]
+    heads = ("images at once", "drafts", "passes, image tokens", "passes, text", "one draft", "one token a pass",
+             "quicker, CPU")  # fmt: skip
+    return _table(heads, rows)
+
+
 def _against(data: Mapping[str, Any]) -> list[str]:
     rows = [
         [
@@ -294,8 +319,8 @@ def _kept(data: Mapping[str, Any]) -> list[str]:
 
 
 TABLES: dict[str, Callable[[Mapping[str, Any]], list[str]]] = {
-    "machine": _machine, "batch": _batch, "against": _against, "text": _text, "steps": _step, "prompts": _prompt,
-    "journal": _kept, "memory": _held,
+    "machine": _machine, "batch": _batch, "leaps": _leaps, "against": _against, "text": _text, "steps": _step,
+    "prompts": _prompt, "journal": _kept, "memory": _held,
 }  # fmt: skip
 
 
