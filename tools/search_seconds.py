@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from milr.backbones.policies import ImageTokens, TextTokens
 from milr.drafts import Ask, Cost, Draft, Drawn, Forced, Latents, Score, Task
 from milr.searches import repair
 from milr.searches.base import Problem
@@ -43,12 +44,11 @@ def main() -> None:
     texts = torch.randn(TEXT, TEXT_WORDS, generator=generator) * 3
     problem = Problem(
         Task("a made-up prompt"),
-        text_logits=lambda latents: texts[: len(latents)],
-        image_logits=lambda latents, guidance: pictures,
+        text=TextTokens(lambda latents: texts[: len(latents)], END),
+        image=lambda guidance: ImageTokens(lambda latents: pictures),
         rng=rng,
         budget=options.drafts,
         threshold=1.0,
-        text_end=END,
         grid=int(options.tokens**0.5),
     )
     latents = Latents(torch.zeros(TEXT // 5, 1), torch.zeros(options.tokens, 2, 1))

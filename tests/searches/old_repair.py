@@ -13,10 +13,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from milr.backbones.policies import ALTERNATIVES, whole_text
 from milr.drafts import Ask, Draft, Forced, Greedy, Sample
-from milr.searches.base import Problem, Search, whole_text
+from milr.searches.base import Problem, Search
 from milr.searches.choice import most_credible
-from milr.searches.repair import ALTERNATIVES, Repair, _redrawn, wrong_places
+from milr.searches.repair import Repair, _redrawn, wrong_places
 
 
 def repair(problem: Problem, settings: Repair) -> Search:
@@ -36,7 +37,7 @@ def repair(problem: Problem, settings: Repair) -> Search:
             note = _note("fresh", "Nothing is left to change: a whole new draft.")
             ask = Ask(rest, image, settings.text_ratio, note=note)
         elif change.kind == "image":
-            text, picture = whole_text(change.draft.drawn, problem.text_end), list(change.draft.drawn.image_tokens)
+            text, picture = whole_text(change.draft.drawn, problem.text.end), list(change.draft.drawn.image_tokens)
             picture[change.position] = change.token
             redrawn = Forced(tuple(picture), then=image, free=_redrawn(change, problem, settings))
             ask = Ask(Forced(text), redrawn, note=_changed(change))
@@ -113,7 +114,7 @@ class Candidates:
         """List what else this draft, drawn by this change, could have chosen. A draft without a score says nothing
         about its choices."""
         drawn = draft.drawn
-        text, picture = whole_text(drawn, self.problem.text_end), drawn.image_tokens
+        text, picture = whole_text(drawn, self.problem.text.end), drawn.image_tokens
         text_keys, image_keys = _keys(0, text), _keys(hash(drawn.text_tokens), picture)
         self.tried.update(
             hash(pair) for pair in (*zip(text_keys, text, strict=True), *zip(image_keys, picture, strict=True))
@@ -126,13 +127,13 @@ class Candidates:
         plan = self._plan(draft, reward, change)
         self.scored.append((draft, plan))
         if drawn.text_tokens not in self.texts:  # a repaired picture keeps its text, which was not run again
-            self.texts[drawn.text_tokens] = list(_alternatives(self.problem.text_logits(latents.text), text))
+            self.texts[drawn.text_tokens] = list(_alternatives(self.problem.text.logits(latents.text), text))
         found = [
             Candidate(draft, plan, "text", plan.prior * q, i, token, text_keys[i], hash((text_keys[i], token)))
             for i, token, q in self.texts[drawn.text_tokens]
         ]
         places = wrong_places(draft, self.problem.grid) if self.settings.use_places else None
-        for i, token, q in _alternatives(self.problem.image_logits(latents.image, drawn.guidance), picture):
+        for i, token, q in _alternatives(self.problem.image(drawn.guidance).logits(latents.image), picture):
             if places is None or i in places:
                 site = hash((drawn.text_tokens, i))  # whatever was drawn before: one place, one text
                 key = hash((image_keys[i], token))

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from toy import END, VOCAB, CountingCritic, Toy, match, noise, tasks
 
 import milr.searches
+from milr.backbones.policies import whole_text
 from milr.drafts import Draft, Drawn, Forced, Greedy, Order, Sample, Score, Task, Trajectory
-from milr.searches.base import whole_text
 from milr.searches.driver import drive
 
 MODULES = [

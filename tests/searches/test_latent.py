@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.testing import assert_close
 from toy import DIM, END, VOCAB, CountingCritic, Toy, match, tasks
 
+from milr.backbones.policies import ImageTokens
 from milr.drafts import Forced, Latents, Sample, Task, Trajectory
 from milr.searches.driver import drive
 from milr.searches.latent import PRESETS, Milr, SearchedLatents, milr
@@ -48,13 +49,17 @@ def start(length: int = 3, seed: int = 1) -> Tensor:
     return torch.randn(length, DIM, generator=torch.Generator().manual_seed(seed))
 
 
+def searched_by(latents: Tensor, logits: Callable[[Tensor], Tensor], learning_rate: float) -> SearchedLatents:
+    return SearchedLatents(latents, ImageTokens(logits), learning_rate)
+
+
 def test_the_gradient_is_that_of_the_softmax_by_hand() -> None:
     # For logits W z: grad log p(t) = W^T (onehot(t) - p), worked out by hand.
     latents, logits = start(), head()
     weight = logits(torch.eye(DIM)).T
     tokens = (5, 0, 7)
     expected = (torch.eye(VOCAB)[list(tokens)] - torch.softmax(logits(latents), -1)) @ weight
-    assert_close(SearchedLatents(latents, logits, 0.1).gradient(tokens), expected)
+    assert_close(searched_by(latents, logits, 0.1).score(tokens), expected)
 
 
 def test_the_gradient_is_that_of_autograd_for_a_deep_head() -> None:
@@ -62,13 +67,13 @@ def test_the_gradient_is_that_of_autograd_for_a_deep_head() -> None:
     latents = start().double().requires_grad_()
     log_prob = sum(torch.log_softmax(net(latents)[i], -1)[t] for i, t in enumerate((3, 3, 1)))
     log_prob.backward()  # type: ignore[union-attr]
-    ours = SearchedLatents(latents, net.float(), 0.1).gradient((3, 3, 1))
+    ours = searched_by(latents, net.float(), 0.1).score((3, 3, 1))
     assert latents.grad is not None
     assert_close(ours, latents.grad.float())
 
 
 def test_a_text_that_ended_early_credits_its_own_tokens_only() -> None:
-    gradient = SearchedLatents(start(), head(), 0.1).gradient((2, END))
+    gradient = searched_by(start(), head(), 0.1).score((2, END))
     assert gradient[:2].abs().min() > 0
     assert gradient[2].abs().max() == 0
 
@@ -90,19 +95,19 @@ def test_the_estimate_is_unbiased_against_the_exact_policy_gradient(kind: str) -
     expectation = torch.einsum("a,b,c,abc->", probs[0], probs[1], probs[2], rewards)
     (exact,) = torch.autograd.grad(expectation, z)
 
-    searched, rng = SearchedLatents(latents, logits, 0.1), np.random.default_rng(3)
-    step = {outcome: float(rewards[outcome]) * searched.gradient(outcome) for outcome in outcomes}
-    samples = torch.stack([step[searched.tokens("sampled", rng)] for _ in range(10_000)])
+    searched, rng = searched_by(latents, logits, 0.1), np.random.default_rng(3)
+    step = {outcome: float(rewards[outcome]) * searched.score(outcome) for outcome in outcomes}
+    samples = torch.stack([step[searched.drawn("sampled", rng)] for _ in range(10_000)])
     error = samples.std(dim=0) / 100
     assert (exact.abs() / error).max() > 10  # else the test could not fail
     assert ((samples.mean(dim=0) - exact).abs() < 3 * error).all()
 
 
 def test_tokens_are_sampled_from_the_softmax() -> None:
-    searched, rng = SearchedLatents(start(1), head(), 0.1), np.random.default_rng(0)
-    drawn = [searched.tokens("sampled", rng)[0] for _ in range(10_000)]
+    searched, rng = searched_by(start(1), head(), 0.1), np.random.default_rng(0)
+    drawn = [searched.drawn("sampled", rng)[0] for _ in range(10_000)]
     counts = np.bincount(drawn, minlength=VOCAB)
-    expected = torch.softmax(searched.logits(searched.values)[0], -1).detach().numpy() * 10_000
+    expected = torch.softmax(head()(searched.values)[0], -1).detach().numpy() * 10_000
     assert ((counts - expected) ** 2 / expected).sum() < 24.3  # chi-squared, 7 degrees of freedom, p = .001
 
 
@@ -111,11 +116,11 @@ def test_tokens_are_sampled_from_the_softmax() -> None:
 
 def test_a_first_step_is_adams_by_hand() -> None:
     # Adam's first step is lr * g / (|g| + eps), whatever the scale of g (Kingma & Ba 2015, algorithm 1).
-    searched = SearchedLatents(start(), head(), 0.03)
-    gradient = searched.gradient((1, 2, 3))
+    searched = searched_by(start(), head(), 0.03)
+    gradient = searched.score((1, 2, 3))
     assert_close(searched.move([0.25], [(1, 2, 3)]), float(gradient.norm()))
     assert_close(searched.values.detach(), start() + 0.03 * gradient.sign(), atol=1e-5, rtol=0)
-    pushed = SearchedLatents(start(), head(), 0.03)
+    pushed = searched_by(start(), head(), 0.03)
     pushed.move([-0.25], [(1, 2, 3)])
     assert_close(pushed.values.detach(), start() - 0.03 * gradient.sign(), atol=1e-5, rtol=0)
 
@@ -126,7 +131,7 @@ def test_a_gradient_that_is_not_finite_moves_nothing_and_leaves_adam_clean() -> 
     def logits(latents: Tensor) -> Tensor:
         return head()(latents) * (float("nan") if broken else 1.0)
 
-    searched, clean = SearchedLatents(start(), logits, 0.03), SearchedLatents(start(), logits, 0.03)
+    searched, clean = searched_by(start(), logits, 0.03), searched_by(start(), logits, 0.03)
     searched.move([-1], [(1, 2, 3)])
     broken = True
     assert searched.move([-1], [(1, 2, 3)]) is None
@@ -138,7 +143,7 @@ def test_a_gradient_that_is_not_finite_moves_nothing_and_leaves_adam_clean() -> 
 
 
 def test_latents_are_searched_in_float32() -> None:
-    assert SearchedLatents(start().bfloat16(), head(), 0.1).values.dtype == torch.float32
+    assert searched_by(start().bfloat16(), head(), 0.1).values.dtype == torch.float32
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -256,7 +261,7 @@ def test_ratios_of_entropy_take_the_shortest_prefix_that_holds_the_share() -> No
     latents = torch.tensor([sure, unsure, sure, unsure, sure])
 
     def searched(ratio: float) -> int:
-        return len(_prefix(latents, lambda values: values, ratio, 5, Milr(ratio_of="entropy")))
+        return len(_prefix(latents, ImageTokens(lambda values: values), ratio, 5, Milr(ratio_of="entropy")))
 
     assert [searched(ratio) for ratio in (0.0, 0.3, 0.6, 0.9, 1.0)] == [0, 2, 4, 4, 5]
 

@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from toy import CountingCritic, Toy, match, noise, tasks
 
+from milr.backbones.policies import ImageTokens, TextTokens, Tokens
 from milr.drafts import Ask, Check, Cost, Draft, Drawn, Forced, Greedy, Latents, Sample, Score, Task
 from milr.searches.base import Problem
 from milr.searches.driver import drive
-from milr.searches.repair import Candidates, Repair, alternatives, repair, wrong_places
+from milr.searches.repair import Candidates, Repair, repair, wrong_places
 
 END, GRID, SIZE = 0, 4, 64  # patches of 16 pixels
 SURE = {}  # no alternative worth naming
@@ -29,12 +30,11 @@ def problem(**changes) -> Problem:
     return replace(
         Problem(
             task=Task("a prompt"),
-            text_logits=lambda latents: latents,
-            image_logits=lambda latents, guidance: latents[:, 0],
+            text=TextTokens(lambda latents: latents, END),
+            image=lambda guidance: ImageTokens(lambda latents: latents[:, 0]),
             rng=np.random.default_rng(0),
             budget=20,
             threshold=1.0,
-            text_end=END,
             grid=GRID,
         ),
         **changes,
@@ -336,6 +336,6 @@ def test_alternatives_are_those_of_all_beliefs_compared(rows, words, seed):
     words *= 64  # torch rounds rows of other lengths in two ways
     logits = 4 * torch.randn(rows, words, generator=generator)
     chosen = logits.softmax(1).multinomial(1, generator=generator)[:, 0].tolist() if rows else []
-    found = alternatives(logits, [*chosen, 3])
+    found = Tokens(lambda latents: latents).likeliest(logits, [*chosen, 3])
     expected = list(old_repair._alternatives(logits, [*chosen, 3]))
     assert list(zip(found.positions, found.tokens, found.beliefs, strict=True)) == expected

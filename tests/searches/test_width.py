@@ -13,6 +13,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from toy import CountingCritic, Toy, match, noise, tasks
 
+from milr.backbones.policies import ImageTokens
 from milr.drafts import Ask, Draft, Drawn, Forced, Order, Sample, Score, Task, Trajectory, UserError
 from milr.searches import best_of_n, latent, repair
 from milr.searches.base import Problem, Search
@@ -301,8 +302,8 @@ def test_a_step_of_several_samples_is_the_mean_of_their_steps() -> None:
     def logits(values: torch.Tensor) -> torch.Tensor:
         return values @ Toy(0).heads[0].T
 
-    searched = latent.SearchedLatents(start, logits, 0.1)
-    expected = sum(a * searched.gradient(tokens) for a, tokens in zip(advantages, samples, strict=True)) / 3
+    searched = latent.SearchedLatents(start, ImageTokens(logits), 0.1)
+    expected = sum(a * searched.score(tokens) for a, tokens in zip(advantages, samples, strict=True)) / 3
     searched.move(advantages, samples)
     assert searched.values.grad is not None
     torch.testing.assert_close(searched.values.grad, -expected)

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-import torch
 
-from milr.drafts import Ask, Drawn, Task
+from milr.backbones.policies import Policy, TextTokens
+from milr.drafts import Ask, Task
 
 # A round: yields an ask and receives its draft, or yields a sequence of asks and receives the list of their drafts, in
 # order, drawn and judged together. Every draft comes scored, those of the last round too. What the budget has no call
@@ -34,25 +34,19 @@ LooksAtBudget = Literal["", "always", "without checks"]
 
 @dataclass(frozen=True)
 class Problem:
-    """What a search may know of its task and of the frozen heads.
+    """What a search may know of its task and of the frozen model.
 
     `task` comes without its metadata, which is for critics: it may hold the answer.
-    `text_logits`: [T, D] -> [T, V_text]; `image_logits`: ([T, 2, D], guidance) -> [T, V_image]; both
-    differentiable in the latents. `rng` is the search's own random stream (the drafts have theirs), derived
-    from run seed, task id and seed index. `budget` is the number of reward calls, the first draft included.
-    `text_end` is the id of the token that ends a reasoning. `grid` is the number of image tokens a side.
+    `text` says how the model chooses words from latents, `image` how it chooses what its pictures are made of, at a
+    guidance scale and a temperature (1 by default). `rng` is the search's own random stream (the drafts have theirs),
+    derived from run seed, task id and seed index. `budget` is the number of reward calls, the first draft included.
+    `grid` is the number of cells of a picture a side, each of which is one choice.
     """
 
     task: Task
-    text_logits: Callable[[torch.Tensor], torch.Tensor]
-    image_logits: Callable[[torch.Tensor, float], torch.Tensor]
+    text: TextTokens
+    image: Callable[..., Policy]
     rng: np.random.Generator
     budget: int
     threshold: float
-    text_end: int
     grid: int
-
-
-def whole_text(drawn: Drawn, text_end: int) -> tuple[int, ...]:
-    """The forced tokens that keep a draft's text as it is, its end included."""
-    return drawn.text_tokens + ((text_end,) if drawn.text_ended else ())

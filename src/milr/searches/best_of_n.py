@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 
 from milr.drafts import Ask, Draft, Forced, Greedy, Sample
-from milr.searches.base import WIDEST, LooksAtBudget, Problem, Search, whole_text
+from milr.searches.base import WIDEST, LooksAtBudget, Problem, Search
 from milr.searches.choice import most_credible
 from milr.searches.untried import Untried
 from milr.settings import check, setting
@@ -58,7 +58,7 @@ def best_of_n(problem: Problem, settings: BestOfN) -> Search:
     first: Draft = yield Ask(Greedy(), image, ratio, guidance=settings.guidance)
     again: Forced | Sample = rest
     if settings.text == "greedy":
-        again = Forced(whole_text(first.drawn, problem.text_end))
+        again = Forced(problem.text.drew(first.drawn))
     untried = Untried()
     drafts, last = [first.without_latents()], [first]
     while len(drafts) < problem.budget:
@@ -80,7 +80,7 @@ def _others(
         latents = draft.drawn.latents
         if latents is not None and len(latents.text):
             with torch.no_grad():
-                logits = problem.text_logits(latents.text) / rest.temperature
+                logits = problem.text.logits(latents.text) / rest.temperature
             untried.use(draft.drawn.text_tokens[: len(logits)], logits)
     drawn = untried.draw_apart(settings.width, problem.rng)
     return ([Forced(words, then=rest) for words in drawn], untried) if drawn else ([rest], Untried())

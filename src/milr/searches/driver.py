@@ -21,14 +21,16 @@ import time
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, is_dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack
 
 import numpy as np
 
 from milr.backbones.base import Backbone
+from milr.backbones.policies import image_policy, text_policy, whole_text
 from milr.critics.base import Critic, hurry, judge, waits
 from milr.drafts import Ask, Cost, Draft, Drawn, Forced, Order, Score, Task, Trajectory, UserError, reaches
-from milr.searches.base import Problem, Search, whole_text
+from milr.searches.base import Problem, Search
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -262,15 +264,14 @@ def drive_jobs(
         task, seed_index = job.task, job.seed_index
         problem = Problem(
             task=replace(task, metadata={}),  # it may hold the answer: checks, detector classes, WISE's explanations
-            text_logits=backbone.text_logits,
-            image_logits=backbone.image_logits,
+            text=text_policy(backbone),
+            image=partial(image_policy, backbone),
             rng=search_rng(seed, task.id, seed_index),
             budget=budget,
             threshold=threshold,
-            text_end=backbone.text_end(),
             grid=backbone.info.grid,
         )
-        return Lane(search(problem, settings), job, seed, budget, threshold, problem.text_end, tell)
+        return Lane(search(problem, settings), job, seed, budget, threshold, problem.text.end, tell)
 
     def ended(lane: Lane) -> Trajectory:
         return Trajectory(

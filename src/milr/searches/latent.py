@@ -25,9 +25,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from milr.backbones.sampling import choose
+from milr.backbones.policies import Policy
 from milr.drafts import Ask, Choice, Draft, Drawn, Forced, Greedy, Latents, Sample, reaches
-from milr.searches.base import WIDEST, LooksAtBudget, Problem, Search, whole_text
+from milr.searches.base import WIDEST, LooksAtBudget, Problem, Search
 from milr.settings import check, setting
 
 NAME = "milr"
@@ -118,7 +118,7 @@ def milr(problem: Problem, settings: Milr, watch: Callable[[Latents], None] | No
 
     # A greedy rest follows from its prefix: written once and then forced, so that it is charged once.
     prefix = first.drawn.text_tokens[: z["text"].length] if "text" in z else ()
-    written = {prefix: whole_text(first.drawn, problem.text_end)}
+    written = {prefix: problem.text.drew(first.drawn)}
     keeps_text = "text" not in z or settings.text_rest == "greedy"
     step, rewards, drafts = 0, [1.0], [first]
     while drafts[-1].number + 1 < problem.budget and not any(_is_solved(one, problem, settings) for one in drafts):
@@ -134,7 +134,7 @@ def milr(problem: Problem, settings: Milr, watch: Callable[[Latents], None] | No
             rewards += [reward for _, reward in scored]
             moved = [kind for kind in _moved(settings, step, problem.budget) if kind in z]
             for kind in moved:
-                tokens = [_credited(kind, z[kind], draft.drawn, problem, settings) for draft, _ in scored]
+                tokens = [_credited(z[kind], draft.drawn, problem, settings) for draft, _ in scored]
                 before = z[kind].last_gradient
                 moving[f"{kind}_gradient"] = z[kind].move(advantages, tokens)
                 moving[f"{kind}_cosine"] = _cosine(before, z[kind].last_gradient)
@@ -150,19 +150,20 @@ def milr(problem: Problem, settings: Milr, watch: Callable[[Latents], None] | No
         for number in range(settings.width):
             facts = note | (moving if number == 0 else {})
             if "text" in z:
-                prefix = _until(z["text"].tokens(settings.text_prefix, problem.rng), problem.text_end)
+                prefix = problem.text.choice(z["text"].drawn(settings.text_prefix, problem.rng), text_rest).tokens
             text = Forced(written.get(prefix, prefix) if keeps_text else prefix, then=text_rest)
             image: Choice = image_rest
             if "image" in z:
-                image = Forced(z["image"].tokens(settings.image_prefix, problem.rng), then=image_rest)
-                facts["image_changed_tokens"] = _changed(image.tokens, drafts[-1].drawn.image_tokens)
+                values = z["image"].drawn(settings.image_prefix, problem.rng)
+                image = z["image"].policy.choice(values, image_rest)
+                facts["image_changed_tokens"] = _changed(values, z["image"].policy.drew(drafts[-1].drawn))
             if "text" in z:
                 facts["text_changed_tokens"] = _changed(prefix, drafts[-1].drawn.text_tokens)
             prefixes.append(prefix)
             asks.append(Ask(text=text, image=image, note=facts))
         drafts = yield asks
         written |= {
-            prefix: whole_text(draft.drawn, problem.text_end)
+            prefix: problem.text.drew(draft.drawn)
             for prefix, draft in zip(prefixes, drafts, strict=False)  # the last round may be cut
         }
     if settings.returned == "last":
@@ -171,15 +172,15 @@ def milr(problem: Problem, settings: Milr, watch: Callable[[Latents], None] | No
 
 
 class SearchedLatents:
-    """The searched latents of one kind (z_t or z_v), their Adam, and the head that reads them.
+    """The searched latents of one kind (z_t or z_v), what moves them (Adam), and how choices follow from them.
 
     float32 whatever the model's dtype: in bfloat16 most steps of 0.03 round to nothing.
     """
 
-    def __init__(self, start: Tensor, logits: Callable[[Tensor], Tensor], learning_rate: float) -> None:
+    def __init__(self, start: Tensor, policy: Policy, learning_rate: float) -> None:
         self.values = start.detach().clone().float().requires_grad_()
-        self.logits = logits
-        self.adam = torch.optim.Adam([self.values], lr=learning_rate)
+        self.policy = policy
+        self.optimizer = policy.optimizer(self.values, learning_rate)
         self.last_gradient = torch.zeros_like(self.values)
 
     @property
@@ -187,69 +188,55 @@ class SearchedLatents:
         """Number of searched positions."""
         return len(self.values)
 
-    def move(self, advantages: Sequence[float], samples: Sequence[Sequence[int]]) -> float | None:
-        """z <- z + eta mean(A grad_z log p(tokens | z)) over the samples. Returns the norm of the mean grad_z log p.
+    def move(self, advantages: Sequence[float], samples: Sequence[Sequence[Any]]) -> float | None:
+        """z <- z + eta mean(A grad_z log p(values | z)) over the samples. Returns the norm of the mean grad_z log p.
 
         None: a gradient was not finite and the step left out; one such step would spoil Adam's averages.
         """
-        gradients = torch.stack([self.gradient(tokens) for tokens in samples])
+        gradients = torch.stack([self.score(values) for values in samples])
         self.last_gradient = gradients.mean(0)
         norm = float(self.last_gradient.norm())
         if not math.isfinite(norm):
             return None
         weights = gradients.new_tensor(advantages).reshape(-1, *[1] * self.values.dim())
-        self.values.grad = -(weights * gradients).mean(0)  # Adam descends
-        self.adam.step()
+        self.values.grad = -(weights * gradients).mean(0)  # optimizers descend
+        self.optimizer.step()
         return norm
 
-    def gradient(self, tokens: Sequence[int]) -> Tensor:
-        """grad_z log p(tokens | z), of the shape of z. Fewer tokens than latents: a text that ended early."""
-        with torch.enable_grad():
-            # float64: of a token of probability 0.999999, float32 leaves the gradient 1 - p little but rounding,
-            # which Adam then scales up to whole steps.
-            log_probs = torch.log_softmax(self.logits(self.values)[: len(tokens)].double(), dim=-1)
-            chosen = torch.tensor(tokens, dtype=torch.long, device=log_probs.device)[:, None]
-            (gradient,) = torch.autograd.grad(log_probs.gather(-1, chosen).sum(), self.values)
-        return gradient
+    def score(self, values: Sequence[Any]) -> Tensor:
+        """grad_z log p(values | z), of the shape of z."""
+        return self.policy.score(self.values, values)
 
-    @torch.no_grad()
-    def tokens(self, how: Literal["arg-max", "sampled"], rng: np.random.Generator) -> tuple[int, ...]:
-        """One token a position from p(. | z), chosen as the engine chooses: one uniform number each."""
-        logits = self.logits(self.values)
-        if how == "arg-max":
-            return tuple(logits.argmax(dim=-1).tolist())
-        temperatures = logits.new_ones(self.length)  # `logits` already has it
-        uniforms = torch.from_numpy(rng.random(self.length)).to(logits.device)
-        return tuple(choose(logits, temperatures, uniforms).tolist())
+    def drawn(self, how: Literal["arg-max", "sampled"], rng: np.random.Generator) -> tuple[Any, ...]:
+        """One choice a position from p(. | z)."""
+        return self.policy.values(self.values, how, rng)
 
 
 def _start(drawn: Drawn, problem: Problem, settings: Milr) -> dict[str, SearchedLatents]:
     """z^0 by kind, 'text' before 'image'; a kind that is not searched is not there."""
+    kinds: dict[str, tuple[Policy, float]] = {}
+    if settings.variant != "image-only":
+        kinds["text"] = problem.text, settings.text_ratio
+    if settings.variant != "text-only":
+        kinds["image"] = problem.image(drawn.guidance, settings.image_temperature), settings.image_ratio
     z = {}
-
-    def image_logits(latents: Tensor) -> Tensor:
-        return problem.image_logits(latents, drawn.guidance) / settings.image_temperature
-
-    if drawn.latents is not None and settings.variant != "image-only" and len(drawn.latents.text) > 0:
-        start = _prefix(drawn.latents.text, problem.text_logits, settings.text_ratio, len(drawn.text_tokens), settings)
+    for kind, (policy, ratio) in kinds.items():
+        start = policy.latents(drawn)
         if len(start) > 0:
-            z["text"] = SearchedLatents(start, problem.text_logits, settings.learning_rate)
-    if drawn.latents is not None and settings.variant != "text-only" and len(drawn.latents.image) > 0:
-        start = _prefix(drawn.latents.image, image_logits, settings.image_ratio, len(drawn.image_tokens), settings)
+            start = _prefix(start, policy, ratio, policy.count(drawn), settings)
         if len(start) > 0:
-            z["image"] = SearchedLatents(start, image_logits, settings.learning_rate)
+            z[kind] = SearchedLatents(start, policy, settings.learning_rate)
     return z
 
 
-def _prefix(latents: Tensor, logits: Callable[[Tensor], Tensor], ratio: float, length: int, settings: Milr) -> Tensor:
-    """The latents that are searched: the first ratio * length tokens, or the first that hold so much of the entropy.
+def _prefix(latents: Tensor, policy: Policy, ratio: float, length: int, settings: Milr) -> Tensor:
+    """The latents that are searched: the first ratio * length choices, or the first that hold so much of the entropy.
 
     Backbones give the former rounded up; 'down' takes fewer. The authors' code gives up where that leaves none; the
     paper's method does not, so one is the least.
     """
     if settings.ratio_of == "entropy":
-        with torch.no_grad():
-            held = torch.distributions.Categorical(logits=logits(latents.float())).entropy().double().cumsum(0)
+        held = policy.entropy(latents).cumsum(0)
         return latents[: int((held < ratio * held[-1]).sum()) + (ratio > 0)]
     return latents if settings.rounding == "up" else latents[: max(1, int(ratio * length))]
 
@@ -263,12 +250,11 @@ def _moved(settings: Milr, step: int, budget: int) -> tuple[str, ...]:
     return ("text", "image")
 
 
-def _credited(kind: str, latents: SearchedLatents, drawn: Drawn, problem: Problem, settings: Milr) -> tuple[int, ...]:
-    """The t or v whose log p(. | z) is moved: the tokens that drew the scored image, or the most probable."""
+def _credited(latents: SearchedLatents, drawn: Drawn, problem: Problem, settings: Milr) -> tuple[Any, ...]:
+    """The t or v whose log p(. | z) is moved: the choices that drew the scored image, or the most probable."""
     if settings.credit == "arg-max":
-        return latents.tokens("arg-max", problem.rng)
-    drew = whole_text(drawn, problem.text_end) if kind == "text" else drawn.image_tokens
-    return drew[: latents.length]
+        return latents.drawn("arg-max", problem.rng)
+    return latents.policy.drew(drawn)[: latents.length]
 
 
 def _is_solved(draft: Draft, problem: Problem, settings: Milr) -> bool:
@@ -278,11 +264,6 @@ def _is_solved(draft: Draft, problem: Problem, settings: Milr) -> bool:
     return is_above or reaches(draft.reward, problem.threshold)
 
 
-def _until(tokens: tuple[int, ...], end: int) -> tuple[int, ...]:
-    """The tokens up to the first end-of-text, inclusive: what follows it is no part of the text."""
-    return tokens[: tokens.index(end) + 1] if end in tokens else tokens
-
-
 def _cosine(a: Tensor, b: Tensor) -> float | None:
     """Of two gradients; None where one is nothing, or not finite."""
     if not (torch.isfinite(a).all() and torch.isfinite(b).all() and a.any() and b.any()):
@@ -290,9 +271,9 @@ def _cosine(a: Tensor, b: Tensor) -> float | None:
     return float(torch.cosine_similarity(a.flatten().double(), b.flatten().double(), dim=0))
 
 
-def _changed(tokens: Sequence[int], before: Sequence[int]) -> int:
-    """How many of these first tokens are others than in the draft before."""
-    return sum(a != b for a, b in zip(tokens, before, strict=False))
+def _changed(values: Sequence[Any], before: Sequence[Any]) -> int:
+    """How many of these first choices are others than in the draft before."""
+    return sum(a != b for a, b in zip(values, before, strict=False))
 
 
 def _snapshot(z: Mapping[str, SearchedLatents]) -> Latents:

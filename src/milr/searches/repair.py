@@ -40,22 +40,18 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
-import torch
-from torch import Tensor
 
+from milr.backbones.policies import Others
 from milr.drafts import Ask, Draft, Forced, Greedy, Sample
-from milr.searches.base import WIDEST, LooksAtBudget, Problem, Search, whole_text
+from milr.searches.base import WIDEST, LooksAtBudget, Problem, Search
 from milr.searches.choice import most_credible
 from milr.settings import check, setting
 
 NAME = "repair"
 SUMMARY = "Change the choice that best explains the failure: another word of the reasoning, or a wrong place redrawn"
-
-ALTERNATIVES = 8  # candidates kept for each choice: the most probable ones
-LANES = 64  # numbers that any CPU works out together, or a multiple of that
 
 
 @dataclass(frozen=True)
@@ -112,10 +108,9 @@ def _asked(change: Candidate | None, problem: Problem, settings: Repair) -> Ask:
         note = _note("fresh", "Nothing is left to change: a whole new draft.")
         ask = Ask(rest, image, settings.text_ratio, note=note)
     elif change.kind == "image":
-        text, picture = whole_text(change.draft.drawn, problem.text_end), list(change.draft.drawn.image_tokens)
-        picture[change.position] = change.token
-        redrawn = Forced(tuple(picture), then=image, free=_redrawn(change, problem, settings))
-        ask = Ask(Forced(text), redrawn, note=_changed(change))
+        drawn, free = change.draft.drawn, _redrawn(change, problem, settings)
+        redrawn = problem.image(drawn.guidance).change(drawn, change.position, change.token, free, image)
+        ask = Ask(Forced(problem.text.drew(drawn)), redrawn, note=_changed(change))
     else:
         ask = Ask(Forced(change.words, then=rest), image, settings.text_ratio, note=_changed(change))
     return replace(ask, image_ratio=settings.image_ratio, guidance=settings.guidance)
@@ -172,15 +167,6 @@ class Plan:
     pending: float = 0.0
 
 
-class Others(NamedTuple):
-    """What else could have been chosen: by position, then the likeliest first. One number each of `beliefs` (q),
-    `positions` and `tokens`."""
-
-    positions: np.ndarray
-    tokens: np.ndarray
-    beliefs: np.ndarray
-
-
 @dataclass(eq=False)
 class Group:
     """The other words of one draft, or its other image tokens. `keys` stands for the choice at each position (what was
@@ -228,26 +214,23 @@ class Candidates:
         """List what else this draft, drawn by this change, could have chosen. A draft without a score says nothing
         about its choices."""
         drawn = draft.drawn
-        text, picture = whole_text(drawn, self.problem.text_end), drawn.image_tokens
+        text, picture = self.problem.text.drew(drawn), drawn.image_tokens
         text_keys, image_keys = _keys(0, text), _keys(hash(drawn.text_tokens), picture)
         self.tried.update(
             hash(pair) for pair in (*zip(text_keys, text, strict=True), *zip(image_keys, picture, strict=True))
         )
-        reward, latents = draft.reward, drawn.latents
-        if reward is None or latents is None:
+        reward = draft.reward
+        if reward is None or drawn.latents is None:
             return
         draft = draft.without_latents()
         self.best_reward = max(self.best_reward, reward)
         plan = self._plan(draft, reward, change)
         self.scored.append((draft, plan))
         if drawn.text_tokens not in self.texts:  # a repaired picture keeps its text, which was not run again
-            self.texts[drawn.text_tokens] = alternatives(self.problem.text_logits(latents.text), text)
+            self.texts[drawn.text_tokens] = self.problem.text.others(drawn)
         words = self.texts[drawn.text_tokens]
-        image = alternatives(self.problem.image_logits(latents.image, drawn.guidance), picture)
         places = wrong_places(draft, self.problem.grid) if self.settings.use_places else None
-        if places is not None:
-            chosen = np.isin(image.positions, list(places))
-            image = Others(*(column[chosen] for column in image))
+        image = self.problem.image(drawn.guidance).others(drawn, places)
         beliefs = [plan.prior * others.beliefs for others in (words, image)]
         if self.settings.rank == "random":
             luck = self.problem.rng.random(len(beliefs[0]) + len(beliefs[1]))
@@ -387,27 +370,6 @@ class Candidates:
 def _keys(start: int, tokens: Sequence[int]) -> list[int]:
     """For each position a number that stands for all the choices before it."""
     return list(accumulate(tokens[:-1], lambda key, token: hash((key, token)), initial=start))
-
-
-def alternatives(logits: Tensor, chosen: Sequence[int]) -> Others:
-    """The most probable tokens that were not chosen. logits: [T, V], on whatever device; at most T of `chosen` count.
-
-    q = p_a / (p_a + p_x) = sigmoid(l_a - l_x) grows with l_a, so the logits say which tokens these are: the most
-    probable ones are found first, where the logits are, and only theirs is worked out and brought here.
-    """
-    if len(logits) == 0:
-        return Others(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0))
-    kept = torch.tensor(chosen[: len(logits)], device=logits.device)[:, None]
-    values, tokens = logits.topk(min(ALTERNATIVES + 1, logits.shape[1]), dim=1)
-    ahead = (values - logits.gather(1, kept)).flatten()
-    # In whole vectors: torch rounds the last few numbers of a tensor otherwise, and what is equally likely must tie.
-    whole = torch.nn.functional.pad(ahead, (0, -len(ahead) % LANES)).sigmoid()
-    beliefs = whole[: len(ahead)].reshape(values.shape)
-    is_other = tokens != kept
-    is_other[:, -1] &= ~is_other.all(1)  # where the chosen one is not among them, the last is one too many
-    positions = torch.arange(len(logits), device=logits.device)[:, None].expand_as(tokens)
-    found = (column[is_other].cpu().numpy() for column in (positions, tokens, beliefs.double()))
-    return Others(*found)
 
 
 def wrong_places(draft: Draft, grid: int) -> frozenset[int] | None:
