@@ -37,6 +37,10 @@ def change(path, **fields):
     path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
 
 
+def drop(path, field):
+    path.write_text(json.dumps({key: value for key, value in json.loads(path.read_text()).items() if key != field}))
+
+
 def index(**fields):
     return lambda at: change(at / "model_index.json", **fields)
 
@@ -114,6 +118,8 @@ WRONG = {
     ),
     "layers that are not there": (own(text_layers=[1, 2, 5]), "to see layer 5 of its text encoder, which has 4"),
     "the makers' layers of a small encoder": (lambda at: (at / "milr.json").unlink(), "to see layer 27"),
+    "a field less": (lambda at: drop(at / "transformer" / "config.json", "in_channels"), "no 'in_channels'"),
+    "a field of another kind": (config("vae", block_out_channels=8), "is not that of a Flux2KleinPipeline"),
     "an unknown word": (own(image_sise=32), "says 'image_sise', which is unknown; known are image_size, steps"),
     "a size that is none": (own(image_size=True), "image_size is True, not a whole number from 1 to 4096"),
     "guidance that is none": (own(guidance=float("inf")), "guidance is inf, not a number from 0"),
@@ -211,6 +217,32 @@ def test_a_body_without_its_head_stays_one(tied, spoilt):
     directory = spoilt(Z_IMAGE)
     config("text_encoder", tie_word_embeddings=tied)(directory)
     assert Drawer.load(str(directory), device="cpu").writes == tied
+
+
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=lambda family: family.name)
+def test_weights_in_shards_are_whole_or_refused(family, folder_of, spoilt):
+    """As the published folders hold them: a table of shards beside the shards, and copies in a smaller format."""
+    import diffusers
+
+    whole, directory = folder_of(Kind(family)), spoilt(family)
+    pipe = getattr(diffusers, family.pipeline).from_pretrained(whole)
+    for part in ("transformer", "text_encoder"):
+        shutil.rmtree(directory / part)
+        getattr(pipe, part).save_pretrained(directory / part, max_shard_size="60KB")
+    shards = sorted((directory / "transformer").glob("*-of-*.safetensors"))
+    assert len(shards) > 1
+    (directory / "vae" / "diffusion_pytorch_model.fp16.safetensors").write_bytes(
+        (directory / "vae" / "diffusion_pytorch_model.safetensors").read_bytes()
+    )
+    drawer, other = (Drawer.load(str(at), device="cpu") for at in (directory, whole))
+    assert drawer.parameters == other.parameters
+    for part in ("transformer", "text_encoder"):
+        mine, theirs = (getattr(each.pipe, part).state_dict() for each in (drawer, other))
+        assert mine.keys() == theirs.keys()
+        assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+    shards[-1].unlink()
+    with pytest.raises(UserError, match=f"my-flow/transformer is not complete \\({shards[-1].name} is missing"):
+        Drawer.load(str(directory), device="cpu")
 
 
 # --- the hub ---------------------------------------------------------------------------------------------------

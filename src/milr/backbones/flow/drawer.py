@@ -13,7 +13,8 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
+from inspect import signature
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -144,7 +145,8 @@ class Drawer:
         self.memory: Memory = found.memory
         self.images_at_once: int = found.images_at_once()
         self._layers = found.text_layers
-        self._schedules: dict[int, Schedule] = {}
+        self._schedules: dict[int, Schedule] = {}  # by steps
+        self._passes: dict[int, int] = {}  # work of a pass, by words
 
     @classmethod
     def load(cls, name_or_dir: str, device: str = "auto", dtype: str = "auto", image_size: int | None = None) -> Drawer:
@@ -276,12 +278,13 @@ class Drawer:
         )
         return int(2 * body * (read + self.family.unseen(self.pipe)))
 
-    @lru_cache(maxsize=64)  # noqa: B019 (a drawer lives as long as its model)
     def _pass_flops(self, words: int) -> int:
         """Of one pass of the network over one picture and a text of so many states."""
-        states = torch.empty(words, int(self.pipe.transformer.config[self.family.text_width]), device="meta")
-        cells, times = self._no_cells, torch.empty(1, device="meta")
-        return _counted(lambda: self.family.velocity(self._empty, cells, times, [states]))
+        if words not in self._passes:
+            states = torch.empty(words, int(self.pipe.transformer.config[self.family.text_width]), device="meta")
+            cells, times = self._no_cells, torch.empty(1, device="meta")
+            self._passes[words] = _counted(lambda: self.family.velocity(self._empty, cells, times, [states]))
+        return self._passes[words]
 
     @cached_property
     def _decoding_flops(self) -> int:
@@ -388,7 +391,8 @@ def _assembled(found: Found) -> Any:
                 f"{missing[0]}."
             )
         parts[part] = model.eval().requires_grad_(False).to(found.device)
-    pipe = getattr(diffusers, found.family.pipeline)(**parts, **found.options)
+    kind = getattr(diffusers, found.family.pipeline)
+    pipe = kind(**parts, **{key: found.options[key] for key in signature(kind).parameters if key in found.options})
     assert PATCH * found.family.scale(pipe.vae.config) * found.grid == found.image_size
     return pipe
 

@@ -92,17 +92,19 @@ def find(name_or_dir: str, device: str = "auto", dtype: str = "auto", image_size
     own = _own(directory, name)
     if image_size is not None:
         own = {**own, "image_size": _number("image_size", image_size, "The setting")}
-    variant = family.variant(index, scheduler)
-    size, cell = int(own.get("image_size", IMAGE_SIZE)), family.scale(autoencoder) * PATCH
-    if size % cell:
-        raise UserError(f"{name} draws pictures of a multiple of {cell} pixels a side, which {size} is not.")
-    layers = _layers(family, own, read["text_encoder"], network, name)
-    parameters = {part: _parameters(Path(directory) / part) for part in WITH_WEIGHTS}
-    kind = dtype_of(
-        auto_dtype(target, sum(parameters.values()) <= _SMALL_PARAMETERS) if dtype == "auto" else dtype, target
-    )
-    tokens, channels = int(own.get("text_tokens", family.text_tokens)), family.channels(network)
-    needed = _memory(sum(parameters.values()), read, size, (size // cell) ** 2, channels, tokens, kind)
+    parameters = sum(_parameters(Path(directory) / part) for part in WITH_WEIGHTS)
+    kind = dtype_of(auto_dtype(target, parameters <= _SMALL_PARAMETERS) if dtype == "auto" else dtype, target)
+    size, tokens = int(own.get("image_size", IMAGE_SIZE)), int(own.get("text_tokens", family.text_tokens))
+    try:
+        variant = family.variant(index, scheduler)
+        cell, channels = family.scale(autoencoder) * PATCH, family.channels(network)
+        if size % cell:
+            raise UserError(f"{name} draws pictures of a multiple of {cell} pixels a side, which {size} is not.")
+        layers = _layers(family, own, read["text_encoder"], network, name)
+        needed = _memory(parameters, read, size, (size // cell) ** 2, channels, tokens, kind)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:  # fields missing, or of another kind
+        what = f"no {error}" if isinstance(error, KeyError) else str(error)
+        raise UserError(f"The configuration of {name} is not that of a {family.pipeline} ({what}).") from error
     free = free_bytes(target)
     if free is not None and needed.total > free:
         raise UserError(
@@ -126,7 +128,7 @@ def find(name_or_dir: str, device: str = "auto", dtype: str = "auto", image_size
         grid=size // cell,
         device=target,
         dtype=kind,
-        parameters=sum(parameters.values()),
+        parameters=parameters,
         memory=needed,
         free=free,
     )
