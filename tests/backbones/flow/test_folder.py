@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from fnmatch import fnmatch
 
 import pytest
 import torch
@@ -270,10 +271,11 @@ def test_a_hub_id_loads_from_the_cache(kind, folder_of, cache):
 
 def test_only_what_is_read_is_fetched(monkeypatch, folder_of):
     """klein's repository holds its network a second time, as one file beside the folders."""
-    asked = []
+    asked, ignored = [], []
 
     def fetch(name, patterns, ignore=()):
         asked.append(patterns)
+        ignored.extend(ignore)
         return str(folder_of(Kind(KLEIN)))
 
     monkeypatch.setattr(folders, "fetch", fetch)
@@ -282,6 +284,8 @@ def test_only_what_is_read_is_fetched(monkeypatch, folder_of):
     assert first == ["model_index.json", "milr.json"]
     assert {pattern.partition("/")[0] for pattern in second if "/" in pattern} == set(folders.PARTS)
     assert not [pattern for pattern in second if pattern.startswith("*")]
+    assert any(fnmatch("vae/diffusion_pytorch_model.fp16.safetensors", pattern) for pattern in ignored)
+    assert not any(fnmatch("vae/diffusion_pytorch_model.safetensors", pattern) for pattern in ignored)
 
 
 def test_other_weights_are_another_model(spoilt):

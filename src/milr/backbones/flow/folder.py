@@ -293,12 +293,12 @@ def _layers(
 
 
 def _shapes(folder: Path) -> dict[str, list[int]]:
-    """The shapes of a part's weights, by the headers of its files; copies in a smaller format are not read."""
+    """The shapes of a part's weights by their names, from the headers of its files. A copy in a smaller format has the
+    same names."""
     shapes: dict[str, list[int]] = {}
     for file in folder.glob("*.safetensors"):
-        if ".fp16" not in file.name and ".bf16" not in file.name:
-            with safe_open(file, framework="np") as tensors:
-                shapes |= {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118
+        with safe_open(file, framework="np") as tensors:
+            shapes |= {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118
     return shapes
 
 
