@@ -53,6 +53,13 @@ def pair_of(folder_of: Callable[[Kind], Path]) -> Callable[..., Pair]:
     return load
 
 
-@pytest.fixture(params=KINDS, ids=str)
+@pytest.fixture(params=[kind for kind in KINDS if not kind.is_distilled], ids=str)
 def pair(request: pytest.FixtureRequest, pair_of: Callable[..., Pair]) -> Pair:
+    """One of each family."""
+    return pair_of(request.param)
+
+
+@pytest.fixture(params=KINDS, ids=str)
+def any_pair(request: pytest.FixtureRequest, pair_of: Callable[..., Pair]) -> Pair:
+    """Of each family also the distilled one."""
     return pair_of(request.param)

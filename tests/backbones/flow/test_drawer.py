@@ -55,17 +55,17 @@ def left_half(pair):
 
 
 @pytest.mark.parametrize("guidance", [0.0, 3.5])
-def test_our_loop_is_the_pipelines_own_bit_for_bit(pair, guidance):
-    requests = requests_of(pair, 3, 3, guidance)
-    pair.ours.paint(requests)  # the text of nothing is encoded once
-    with rows_of(pair.theirs.transformer) as wanted:
-        latents, pictures = pair.call(list(TEXTS), pair.noises(3), steps=3, guidance=guidance)
-    with rows_of(pair.ours.pipe.transformer) as rows:
-        drawn = pair.ours.paint(requests)
+def test_our_loop_is_the_pipelines_own_bit_for_bit(any_pair, guidance):
+    requests = requests_of(any_pair, 3, 3, guidance)
+    any_pair.ours.paint(requests)  # the text of nothing is encoded once
+    with rows_of(any_pair.theirs.transformer) as wanted:
+        latents, pictures = any_pair.call(list(TEXTS), any_pair.noises(3), steps=3, guidance=guidance)
+    with rows_of(any_pair.ours.pipe.transformer) as rows:
+        drawn = any_pair.ours.paint(requests)
     assert rows == wanted
     assert torch.equal(torch.stack(drawn), latents.float())
-    for ours, theirs in zip(pair.ours.decode(drawn), pictures, strict=True):
-        assert ours.size == (pair.ours.image_size,) * 2
+    for ours, theirs in zip(any_pair.ours.decode(drawn), pictures, strict=True):
+        assert ours.size == (any_pair.ours.image_size,) * 2
         assert np.array_equal(np.asarray(ours), np.asarray(theirs))
     assert len({np.asarray(picture).tobytes() for picture in pictures}) == 3
 
@@ -77,27 +77,27 @@ def test_it_rounds_as_the_pipeline_does_in_bfloat16(pair_of, kind):
     assert torch.equal(torch.stack(pair.ours.paint(requests_of(pair, 3))), latents.float())
 
 
-def test_guidance_is_the_pipelines(pair):
+def test_guidance_is_the_pipelines(any_pair):
     """Where it does nothing, and that it does something elsewhere."""
-    plain, guided = (pair.ours.paint(requests_of(pair, 1, guidance=scale))[0] for scale in (0.0, 3.5))
-    assert torch.equal(plain, guided) == (not pair.ours.variant.can_guide)
-    at_the_edge = pair.ours.paint(requests_of(pair, 1, guidance=pair.ours.family.no_guidance))[0]
+    plain, guided = (any_pair.ours.paint(requests_of(any_pair, 1, guidance=scale))[0] for scale in (0.0, 3.5))
+    assert torch.equal(plain, guided) == (not any_pair.ours.variant.can_guide)
+    at_the_edge = any_pair.ours.paint(requests_of(any_pair, 1, guidance=any_pair.ours.family.no_guidance))[0]
     assert torch.equal(at_the_edge, plain)
 
 
-def test_defaults_are_the_makers(pair):
+def test_defaults_are_the_makers(any_pair):
     """Undistilled: those of the pipeline's own `__call__`. Distilled: few steps, and one pass a step."""
-    parameters = inspect.signature(type(pair.theirs).__call__).parameters
-    name = "true_cfg_scale" if pair.kind.family.name == "Qwen-Image" else "guidance_scale"
-    if pair.kind.is_distilled:
-        assert pair.ours.steps <= 8
-        assert pair.ours.evaluations(Request(*only(pair))) == pair.ours.steps
+    parameters = inspect.signature(type(any_pair.theirs).__call__).parameters
+    name = "true_cfg_scale" if any_pair.kind.family.name == "Qwen-Image" else "guidance_scale"
+    if any_pair.kind.is_distilled:
+        assert any_pair.ours.steps <= 8
+        assert any_pair.ours.evaluations(Request(*only(any_pair))) == any_pair.ours.steps
     else:
-        assert pair.ours.steps == parameters["num_inference_steps"].default
-        assert pair.ours.guidance == parameters[name].default
-    if pair.kind.is_distilled:
-        latents, _ = pair.call([TEXTS[0]], pair.noises(1), pair.ours.steps, pair.ours.guidance)
-        assert torch.equal(pair.ours.paint([Request(*only(pair))])[0], latents[0].float())
+        assert any_pair.ours.steps == parameters["num_inference_steps"].default
+        assert any_pair.ours.guidance == parameters[name].default
+    if any_pair.kind.is_distilled:
+        latents, _ = any_pair.call([TEXTS[0]], any_pair.noises(1), any_pair.ours.steps, any_pair.ours.guidance)
+        assert torch.equal(any_pair.ours.paint([Request(*only(any_pair))])[0], latents[0].float())
 
 
 def only(pair):
@@ -176,6 +176,19 @@ def test_what_is_kept_is_kept_exactly(pair, strength, feather):
     assert bool(((new - old).abs().amax(0) > 0)[mask > 0].all())
 
 
+@pytest.mark.parametrize("kind", [KINDS[0], KINDS[2], KINDS[4]], ids=str)
+def test_what_is_kept_is_kept_exactly_in_bfloat16(pair_of, kind):
+    pair = pair_of(kind, "bfloat16")
+    request = requests_of(pair, 1, 4)[0]
+    (old,) = pair.ours.paint([request])
+    assert old.dtype == torch.float32
+    where = left_half(pair)
+    (new,) = pair.ours.paint([Request(request.conditioning, pair.noises(2)[1], 4, 3.5, Kept(old, where, 0.5))])
+    outside = feathered(where, 1) == 0
+    assert torch.equal(new[:, outside], old[:, outside])
+    assert pair.ours.decode([old])[0].size == (pair.ours.image_size,) * 2
+
+
 def test_drawing_everything_anew_is_drawing(pair):
     """At full strength, and where nothing is kept."""
     request = requests_of(pair, 1, 4)[0]
@@ -228,14 +241,16 @@ def test_a_strength_is_a_share_of_the_steps():
 
 
 @pytest.mark.parametrize("guidance", [0.0, 3.5])
-def test_evaluations_are_the_rows_that_the_network_sees(pair, guidance):
-    plain = requests_of(pair, 2, 3, guidance)
-    repaint = Request(plain[0].conditioning, plain[0].noise, 4, guidance, Kept(plain[0].noise, left_half(pair), 0.4))
-    told = [pair.ours.evaluations(request) for request in [*plain, repaint]]
-    passes = 2 if guidance and pair.ours.variant.can_guide else 1
+def test_evaluations_are_the_rows_that_the_network_sees(any_pair, guidance):
+    plain = requests_of(any_pair, 2, 3, guidance)
+    repaint = Request(
+        plain[0].conditioning, plain[0].noise, 4, guidance, Kept(plain[0].noise, left_half(any_pair), 0.4)
+    )
+    told = [any_pair.ours.evaluations(request) for request in [*plain, repaint]]
+    passes = 2 if guidance and any_pair.ours.variant.can_guide else 1
     assert told == [3 * passes, 3 * passes, 2 * passes]
-    with rows_of(pair.ours.pipe.transformer) as rows:
-        pair.ours.paint([*plain, repaint])
+    with rows_of(any_pair.ours.pipe.transformer) as rows:
+        any_pair.ours.paint([*plain, repaint])
     assert sum(rows) == sum(told)
 
 
@@ -250,6 +265,19 @@ def test_the_work_that_is_told_is_the_work_that_is_done(pair, guidance):
     with FlopCounterMode(display=False) as counter:
         pair.ours.encode([TEXTS[0]])
     assert 0.5 < pair.ours.encoding_flops(request.conditioning) / counter.get_total_flops() < 1.1
+
+
+@pytest.mark.parametrize("kind", [KINDS[0], KINDS[2], KINDS[4]], ids=str)
+def test_work_of_any_length_follows_from_three(pair_of, kind, monkeypatch):
+    ours = pair_of(kind).ours
+    monkeypatch.setattr(ours, "_passes", {})
+    told = [ours._pass_flops(words) for words in (5, 40, 70, 140)]
+    assert len(ours._passes) == 3
+    # What the network itself makes of a text of just this length, which is no multiple of anything.
+    states = torch.empty(140, ours.pipe.transformer.config[ours.family.text_width], device="meta")
+    with FlopCounterMode(display=False) as counter:
+        ours.family.velocity(ours._empty, ours._no_cells, torch.empty(1, device="meta"), [states])
+    assert counter.get_total_flops() == told[-1]
 
 
 def test_what_it_says_of_itself_fits_its_networks(pair):

@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import cached_property
 from inspect import signature
 from types import SimpleNamespace
@@ -24,6 +25,7 @@ from torch import Tensor
 from milr.backbones.checkpoint import Memory, pictures_at_once
 from milr.backbones.flow.families import PATCH, Family, Schedule, Variant
 from milr.backbones.flow.folder import TEXTS_AT_ONCE, WITH_WEIGHTS, Found, find
+from milr.backbones.sampling import prefix_length
 from milr.drafts import UserError
 from milr.hub import other_dtype
 
@@ -122,7 +124,7 @@ class _Run:
 
 def steps_of(steps: int, kept: Kept | None) -> int:
     """How many of so many steps a request makes."""
-    return steps if kept is None else min(steps, max(1, math.ceil(kept.strength * steps - 1e-9)))
+    return steps if kept is None else max(1, prefix_length(kept.strength, steps))
 
 
 class Drawer:
@@ -279,12 +281,21 @@ class Drawer:
         return int(2 * body * (read + self.family.unseen(self.pipe)))
 
     def _pass_flops(self, words: int) -> int:
-        """Of one pass of the network over one picture and a text of so many states."""
-        if words not in self._passes:
-            states = torch.empty(words, int(self.pipe.transformer.config[self.family.text_width]), device="meta")
+        """Of one pass of the network over one picture and a text of so many states.
+
+        Counting takes a large network seconds, so it is done for three lengths at most; products grow with the length,
+        attention with its square, so that three say what any other takes.
+        """
+        at = -(-words // self.family.words_together) * self.family.words_together
+        if at not in self._passes and len(self._passes) < 3:
+            states = torch.empty(at, int(self.pipe.transformer.config[self.family.text_width]), device="meta")
             cells, times = self._no_cells, torch.empty(1, device="meta")
-            self._passes[words] = _counted(lambda: self.family.velocity(self._empty, cells, times, [states]))
-        return self._passes[words]
+            self._passes[at] = _counted(lambda: self.family.velocity(self._empty, cells, times, [states]))
+        if at in self._passes:
+            return self._passes[at]
+        (x, f), (y, g), (z, h) = self._passes.items()  # a parabola through three points, in whole numbers
+        slope, other = Fraction(g - f, y - x), Fraction(h - g, z - y)
+        return int(f + slope * (at - x) + (other - slope) / (z - x) * (at - x) * (at - y))
 
     @cached_property
     def _decoding_flops(self) -> int:

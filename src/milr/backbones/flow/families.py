@@ -55,6 +55,7 @@ class Family:
     thinks: bool  # whether the encoder's template asks for thinking; no thoughts are written before the states are read
     text_tokens: int  # the longest text that is read, template included
     pads_text: bool  # whether the encoder reads every text as long as the longest; FLUX.2-klein's pictures see that
+    words_together: int  # the network fills a text up to a multiple of so many states
     nothing: str  # the text of the unconditional pass
     no_guidance: float  # the largest guidance that means: no unconditional pass
     guides_in_one_pass: bool  # whether the pipeline runs both passes of a guided step as one batch
@@ -279,6 +280,7 @@ KLEIN = Family(
     thinks=False,
     text_tokens=512,
     pads_text=True,
+    words_together=1,
     nothing="",
     no_guidance=1.0,
     guides_in_one_pass=False,
@@ -306,6 +308,7 @@ Z_IMAGE = Family(
     thinks=True,
     text_tokens=512,
     pads_text=True,
+    words_together=32,
     nothing="",
     no_guidance=0.0,
     guides_in_one_pass=True,
@@ -333,6 +336,7 @@ QWEN_IMAGE = Family(
     thinks=False,
     text_tokens=512,
     pads_text=False,
+    words_together=1,
     nothing=" ",
     no_guidance=1.0,
     guides_in_one_pass=False,
