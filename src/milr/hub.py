@@ -86,9 +86,9 @@ def _unreachable(repository: str, error: Exception) -> UserError:
 
 def again(folder: str) -> str:
     """How to get the files of a model's folder anew, as the end of a sentence."""
-    path = Path(folder)
+    path = _whole(Path(folder))
     if _is_snapshot(path):
-        return f"fetch it again: hf download {name_of(folder)} --revision {path.name} --force-download"
+        return f"fetch it again: hf download {name_of(str(path))} --revision {path.name} --force-download"
     return "copy or convert it again"
 
 
@@ -115,13 +115,20 @@ def check_files(folder: str, weights: bool = False) -> None:
     for file in path.glob("*.safetensors"):
         _tensors(file, name)
     if weights and not any(file.suffix == ".safetensors" for file in files):
-        if _is_snapshot(path) and ".safetensors" in _listed(path):
+        whole = _whole(path)
+        if _is_snapshot(whole) and ".safetensors" in _listed(whole):
             raise _incomplete(folder, "its weights are missing")
         other = next((file.name for end in ("*.bin", "*.pt", "*.pth", "*.gguf") for file in path.glob(end)), None)
         found = f" but as {other}, from which nothing is read" if other else ""
         raise UserError(f"{name} has no weights as safetensors{found}; convert them, or choose another model.")
 
 
+def _whole(path: Path) -> Path:
+    """The model's folder that holds this one, where this is a part of a pipeline (diffusers' model_index.json)."""
+    return path.parent if (path.parent / PIPELINE).is_file() else path
+
+
+PIPELINE = "model_index.json"  # stands where a model is a folder of folders, one a part
 TOKENIZERS = ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model")
 POINTER = b"version https://git-lfs"
 NEVER_EMPTY = (".json", ".safetensors", ".model")
@@ -152,9 +159,10 @@ def _listed(snapshot: Path) -> str:
 
 def _incomplete(folder: str, what: str) -> UserError:
     """A download that was broken off goes on where it stopped."""
-    if not _is_snapshot(Path(folder)):
+    whole = _whole(Path(folder))
+    if not _is_snapshot(whole):
         return UserError(f"{name_of(folder)} is not complete ({what}); copy it again.")
-    command = f"hf download {name_of(folder)} --revision {Path(folder).name}"
+    command = f"hf download {name_of(str(whole))} --revision {whole.name}"
     return UserError(f"The download of {name_of(folder)} is not complete ({what}); fetch it again: {command}")
 
 
@@ -211,7 +219,7 @@ def cached(name: str) -> str | None:
     else:
         folder = _cache_of(repository) / "snapshots"
         snapshots = sorted(folder.glob("*"), key=lambda path: path.stat().st_mtime) if folder.is_dir() else []
-    complete = [path for path in snapshots if any(path.glob("*.safetensors"))]
+    complete = [path for path in snapshots if any(path.glob("*.safetensors")) or any(path.glob("*/*.safetensors"))]
     return str(complete[-1]) if complete else None
 
 
@@ -258,9 +266,11 @@ def _folder_hash(folder: Path) -> str:
     """Of names, sizes and contents of the files that a model is read from. Of a large file its beginning (the names and
     shapes of the tensors), its end and samples between: other weights differ nearly everywhere."""
     digest = hashlib.sha256()
-    for file in sorted({file for pattern in FILES for file in folder.glob(pattern) if file.is_file()}):
+    places = ("", "*/") if (folder / PIPELINE).is_file() else ("",)
+    patterns = [place + pattern for place in places for pattern in FILES]
+    for file in sorted({file for pattern in patterns for file in folder.glob(pattern) if file.is_file()}):
         size = file.stat().st_size
-        digest.update(f"{file.name} {size}\n".encode())
+        digest.update(f"{file.relative_to(folder).as_posix()} {size}\n".encode())
         with file.open("rb") as stream:
             if size <= SAMPLES * SAMPLE:
                 digest.update(stream.read())
@@ -278,8 +288,11 @@ def _cache_of(repository: str) -> Path:
 
 
 def name_of(folder: str) -> str:
-    """How a model's folder is called in a sentence: owner/name for a snapshot in the hub's cache, else its own name."""
+    """How a model's folder is called in a sentence: owner/name for a snapshot in the hub's cache, else its own name; a
+    part of a pipeline after the pipeline."""
     path = Path(folder)
+    if _whole(path) != path:
+        return f"{name_of(str(path.parent))}/{path.name}"
     repository = path.parent.parent.name
     if path.parent.name == "snapshots" and repository.startswith("models--"):
         return repository.removeprefix("models--").replace("--", "/")

@@ -11,7 +11,7 @@ import importlib.resources
 import json
 import os
 import re
-from collections.abc import Set
+from collections.abc import Callable, Set
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -129,7 +129,20 @@ def describe_memory(name_or_dir: str, device: str = "auto", dtype: str = "auto")
 
 
 def _locate(name_or_dir: str) -> tuple[str, str]:
-    """The local directory of a checkpoint, and its name."""
+    """The local directory of a Janus checkpoint, and its name."""
+    directory, name = locate(name_or_dir, _download, "Janus checkpoint")
+    check_files(directory)
+    return directory, name
+
+
+def locate(name_or_dir: str, download: Callable[[str], str], kind: str) -> tuple[str, str]:
+    """The local directory that a model's name stands for, and what results call it. Checks nothing in a directory.
+
+    Args:
+        name_or_dir: a preset, a directory or a hub id (owner/name).
+        download: fetches a hub id, if need be, and gives its local copy.
+        kind: what a directory holds, for a sentence.
+    """
     preset = PRESETS.get(name_or_dir)
     if preset and not preset.source:
         directory = str(importlib.resources.files("milr.lab") / "weights")
@@ -140,17 +153,16 @@ def _locate(name_or_dir: str) -> tuple[str, str]:
             )
         return directory, preset.name
     if preset:
-        return _download(preset.source), preset.source
+        return download(preset.source), preset.source
     if os.path.isdir(name_or_dir):
-        check_files(name_or_dir)
         return name_or_dir, Path(name_or_dir).resolve().name
     close = difflib.get_close_matches(name_or_dir.lower(), names(), n=1)
     if not close and is_repository(name_or_dir):
-        return _download(name_or_dir), name_or_dir
+        return download(name_or_dir), name_or_dir
     hint = f"did you mean '{close[0]}'? Known are" if close else "known are"
     raise UserError(
         f"Unknown model '{name_or_dir}': {hint} {', '.join(names())}, any hub id (owner/name) and the "
-        "directory of any Janus checkpoint."
+        f"directory of any {kind}."
     )
 
 
