@@ -53,7 +53,8 @@ class Forced:
     """Take these tokens as they are, then choose the rest by `then`.
 
     For text, `tokens` is a prefix. For an image it is a prefix too, or, with `free`, a whole picture
-    (`len(tokens)` = tokens of an image) of which only the positions in `free` are drawn afresh.
+    (`len(tokens)` = tokens of an image) of which only the positions in `free` are drawn afresh. A flow model's picture
+    has a token for each cell too: the key of its noise.
     Forced tokens are prefilled, not sampled, and not charged. A forced text that holds the backbone's `text_end()`
     is over there: nothing is drawn after it (this is how a search keeps a whole text).
     """
@@ -63,7 +64,36 @@ class Forced:
     free: frozenset[int] | None = None
 
 
-Choice = Greedy | Sample | Forced
+@dataclass(frozen=True)
+class Noise:
+    """The coarsest numbers of the noise that a flow model's picture is made of; the finer ones are the model's own.
+
+    `values`: the first coefficients, coarse to fine (`milr.backbones.flow.noise.coarse_to_fine`). `tokens`: the keys
+    that name the noise of the cells, from which the finer ones are; those of the draft's stream where none are given.
+    """
+
+    values: tuple[float, ...]
+    then: Sample = Sample()
+    tokens: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Repaint:
+    """A flow model's finished picture, kept but for the cells in `free`, which are drawn anew from fresh noise.
+
+    `of` names the picture that is kept, wholly: nothing in it is left to a stream. `strength`: how much noise the free
+    cells start from, at most 1. `tokens`: the keys of all cells; those of the draft's stream in `free` where none are
+    given. With nothing free it is the picture that `of` names.
+    """
+
+    of: Forced | Noise | Repaint
+    free: frozenset[int]
+    then: Sample = Sample()
+    strength: float = 1.0
+    tokens: tuple[int, ...] = ()
+
+
+Choice = Greedy | Sample | Forced | Noise | Repaint
 
 
 @dataclass(frozen=True)
@@ -131,7 +161,8 @@ class Cost:
     of drawing, `critic_seconds` of judging, `search_seconds` of what the search did with the draft (the driver measures
     these two). `text_passes` and `image_passes`: how often the model was run for the tokens, prompts included; several
     tokens may be chosen in one pass. Where time went, and in how many passes, does not count when two costs are
-    compared."""
+    compared. `evaluations`: forward passes of a flow model's drawing network, both of a guided step; `work`: floating
+    point operations of drawing, the unit in which models of all kinds can be compared (0: nobody counted)."""
 
     reward_calls: int = 0
     text_tokens: int = 0
@@ -142,6 +173,8 @@ class Cost:
     search_seconds: float = field(default=0.0, compare=False)
     text_passes: int = field(default=0, compare=False)
     image_passes: int = field(default=0, compare=False)
+    evaluations: int = 0
+    work: float = field(default=0.0, compare=False)
 
     @property
     def passes(self) -> int:
@@ -167,6 +200,8 @@ class Cost:
             self.search_seconds + other.search_seconds,
             self.text_passes + other.text_passes,
             self.image_passes + other.image_passes,
+            self.evaluations + other.evaluations,
+            self.work + other.work,
         )
 
 

@@ -27,6 +27,7 @@ class Preset:
     name: str
     source: str
     summary: str
+    is_flow: bool = False
 
 
 PRESETS: dict[str, Preset] = {
@@ -42,6 +43,30 @@ PRESETS: dict[str, Preset] = {
             "janus-pro-7b",
             "deepseek-community/Janus-Pro-7B",
             "DeepSeek Janus-Pro 7B (DeepSeek model licence)",
+        ),
+        Preset(
+            "flux2-klein-4b",
+            "black-forest-labs/FLUX.2-klein-4B",
+            "FLUX.2-klein 4B, a flow model in 4 steps (Apache-2.0); needs milr[flow]",
+            is_flow=True,
+        ),
+        Preset(
+            "flux2-klein-base-4b",
+            "black-forest-labs/FLUX.2-klein-base-4B",
+            "FLUX.2-klein 4B before distillation, 50 steps (Apache-2.0); needs milr[flow]",
+            is_flow=True,
+        ),
+        Preset(
+            "z-image-turbo",
+            "Tongyi-MAI/Z-Image-Turbo",
+            "Z-Image-Turbo 6B, a flow model in 8 steps (Apache-2.0); needs milr[flow]",
+            is_flow=True,
+        ),
+        Preset(
+            "qwen-image",
+            "Qwen/Qwen-Image",
+            "Qwen-Image 20B, a flow model in 50 steps (Apache-2.0); needs milr[flow]",
+            is_flow=True,
         ),
     )
 }
@@ -75,9 +100,17 @@ def load(name: str = "lab", device: str = "auto", dtype: str = "auto", speculate
         backbone = cast("Backbone", points[name].load()(device=device, dtype=dtype))
     else:
         with lightly():
-            from milr.backbones.janus import load_janus
+            from milr.backbones.flow.folder import is_pipeline
 
-            backbone = load_janus(name, device=device, dtype=dtype)
+            source = PRESETS[name].source if name in PRESETS else name
+            if PRESETS[name].is_flow if name in PRESETS else is_pipeline(source):
+                from milr.backbones.flow.backbone import load_flow
+
+                backbone = load_flow(source, device=device, dtype=dtype)
+            else:
+                from milr.backbones.janus import load_janus
+
+                backbone = load_janus(name, device=device, dtype=dtype)
     if wanted == "off" and hasattr(backbone, "speculate"):
         backbone.speculate = wanted
     if backbone.info.device.startswith("cpu"):

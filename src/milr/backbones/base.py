@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from milr.drafts import Drawn, Order
 
@@ -24,7 +24,9 @@ class BackboneInfo:
     image_size: int  # pixels a side
     hidden_size: int
     guidance: float  # default guidance scale
-    grid: int  # image tokens a side, raster order
+    grid: int  # image tokens a side, raster order; of a flow model cells, each with the key of its noise
+    sees: bool = True  # whether it can answer questions about pictures
+    choices: Literal["tokens", "noise"] = "tokens"  # what its pictures are made of
 
 
 class Backbone(Protocol):

@@ -48,6 +48,7 @@ class Layer:
     norm_attention: Tensor  # [D]
     qkv: Tensor  # [(heads + 2 kv_heads) head_dim, D]
     qkv_bias: Tensor | None
+    turned_norm: Tensor | None  # [heads + kv_heads, head_dim], of queries and keys before they are turned (Qwen3)
     out: Tensor  # [D, heads head_dim]
     out_bias: Tensor | None
     norm_mlp: Tensor  # [D]
@@ -58,7 +59,7 @@ class Layer:
 
 
 class Decoder:
-    """A `LlamaModel` run over our own cache, with the module's own weights.
+    """A `LlamaModel`, or one of its kind (Qwen), run over our own cache, with the module's own weights.
 
     Query, key and value (and gate and up) are fused into one matrix each; the module's weights become views
     of it, so that even a 7B model is held once and transformers' own forward still works.
@@ -75,6 +76,8 @@ class Decoder:
         self.gates_with_silu = isinstance(self.activation, nn.SiLU) or config.hidden_act in ("silu", "swish")
         self.embed_tokens: nn.Embedding = language_model.embed_tokens
         self.rotary: nn.Module = language_model.rotary_emb
+        # Of models that see, whose positions are of time, height and width (Qwen2.5-VL, Qwen3-VL).
+        self.has_three_axes = "mrope_section" in (getattr(config, "rope_parameters", None) or {})
         self.norm: Tensor = language_model.norm.weight
         self.layers = [_layer(layer) for layer in language_model.layers]
 
@@ -106,7 +109,11 @@ class Decoder:
     def rotation(self, slots: int) -> tuple[Tensor, Tensor]:
         """Cosine and signed sine of every position, [slots, head_dim]: rotate_half(x) * sin is roll(x, half) * sine."""
         positions = torch.arange(slots, device=self.weight.device)[None]
+        if self.has_three_axes:  # of a text all three are the same
+            positions = positions[None].expand(3, -1, -1)
         cosine, sine = self.rotary(self.weight.new_empty(()), positions)
+        if cosine.dim() == 4:  # of some versions of transformers, one for each axis
+            cosine, sine = cosine[0], sine[0]
         half = self.head_dim // 2
         return cosine[0].contiguous(), torch.cat([-sine[0, :, :half], sine[0, :, half:]], -1)
 
@@ -136,6 +143,8 @@ class Decoder:
             normed = F.rms_norm(x, (self.hidden_size,), layer.norm_attention, self.epsilon)
             heads = F.linear(normed, layer.qkv, layer.qkv_bias).view(count, length, -1, width)
             query_key, value = heads[:, :, :turned], heads[:, :, turned:]
+            if layer.turned_norm is not None:
+                query_key = F.rms_norm(query_key, (width,), None, self.epsilon) * layer.turned_norm
             query_key = query_key * cosine + query_key.roll(width // 2, -1) * sine
             keys[where, :, positions] = query_key[:, :, self.heads :]
             values[where, :, positions] = value
@@ -170,6 +179,8 @@ class Decoder:
             normed = F.rms_norm(x, size, layer.norm_attention, epsilon)
             heads = linear(normed, layer.qkv, layer.qkv_bias).view(count, -1, width)
             query_key = heads[:, :turned]
+            if layer.turned_norm is not None:
+                query_key = F.rms_norm(query_key, (width,), None, epsilon) * layer.turned_norm
             query_key = query_key * cosine + query_key.roll(width // 2, -1) * sine
             keys[rows, :, positions] = query_key[:, self.heads :]
             values[rows, :, positions] = heads[:, turned:]
@@ -198,6 +209,7 @@ def _layer(layer: Any) -> Layer:
     return Layer(
         layer.input_layernorm.weight,
         *_fuse(attention.q_proj, attention.k_proj, attention.v_proj),
+        _turned_norm(attention),
         attention.o_proj.weight,
         attention.o_proj.bias,
         layer.post_attention_layernorm.weight,
@@ -205,6 +217,14 @@ def _layer(layer: Any) -> Layer:
         mlp.down_proj.weight,
         mlp.down_proj.bias,
     )
+
+
+def _turned_norm(attention: Any) -> Tensor | None:
+    if (queries := getattr(attention, "q_norm", None)) is None:
+        return None
+    heads = attention.q_proj.out_features // attention.head_dim
+    kv_heads = attention.k_proj.out_features // attention.head_dim
+    return torch.cat([queries.weight.expand(heads, -1), attention.k_norm.weight.expand(kv_heads, -1)])
 
 
 def _fuse(*linears: nn.Linear) -> tuple[Tensor, Tensor | None]:

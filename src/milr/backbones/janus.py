@@ -10,7 +10,6 @@ import math
 import re
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from functools import cached_property, lru_cache
 from typing import Any, TypeVar, cast
 
@@ -27,7 +26,8 @@ from milr.backbones.checkpoint import LARGEST_BATCH, Memory, find, free_bytes, p
 from milr.backbones.decoder import Cache, Decoder, planless_attention
 from milr.backbones.decoding import Decoded, Engine, NotFinite, Plan, pace_of
 from milr.backbones.sampling import guide, prefix_length, uniforms
-from milr.drafts import Choice, Cost, Drawn, Forced, Greedy, Latents, Order, UserError
+from milr.backbones.writing import REASONING, Writer, temperature_of
+from milr.drafts import Cost, Drawn, Forced, Latents, Order, UserError
 from milr.hub import other_dtype
 
 Found = TypeVar("Found")
@@ -41,11 +41,6 @@ SPECULATE = ("auto", "off")
 
 _ASSISTANT_FOR_IMAGES = (
     "You are an assistant who turns the prompt of an image into a short description of the picture to draw."
-)
-_REASONING_REQUEST = (
-    "Picture the image that this prompt asks for: {prompt}\n"
-    "Describe what is to be seen: every object, the attributes that the prompt gives, and how the objects "
-    "relate to each other. Use at most 50 words and add nothing that the prompt does not ask for."
 )
 # Janus-Pro's own words for the understanding path.
 _ASSISTANT_FOR_VISION = (
@@ -90,7 +85,7 @@ class Prompts:
         self.check(prompt)
         if self._has_templates:
             return self._render("reasoning", prompt)
-        request = _REASONING_REQUEST.format(prompt=prompt.strip())
+        request = REASONING.replace("{prompt}", prompt.strip())
         return self._encode(f"{_ASSISTANT_FOR_IMAGES}\n\n<|User|>: {request}\n\n<|Assistant|>:")
 
     def drawing(self, prompt: str, reasoning: str) -> list[int]:
@@ -229,6 +224,7 @@ class JanusBackbone:
         self._image_vocabulary: int = config.vq_config.num_embeddings
         self._longest: int = config.text_config.max_position_embeddings
         self._text_ids = lru_cache(maxsize=256)(self.prompts.reasoning)
+        self._writer = Writer(self._engine, self._text_stage(), self._text_ids)
 
     @property
     def speculate(self) -> str:
@@ -355,7 +351,7 @@ class JanusBackbone:
     @torch.no_grad()
     def _draw_batch(self, orders: Sequence[Order]) -> list[Drawn]:
         started = time.perf_counter()
-        texts = self._write(orders)
+        texts = self._writer.write(orders, self.max_text_tokens)
         reasonings = [self.prompts.text(text.tokens).strip() for text in texts]
         pictures = self._paint(orders, reasonings)
         images = self.pixels([picture.tokens for picture in pictures])
@@ -393,29 +389,6 @@ class JanusBackbone:
             text, image = text.cpu(), image.cpu()
         return Latents(text[:, 0].clone(), image.expand(-1, 2, -1).clone())
 
-    def _write(self, orders: Sequence[Order]) -> list[Decoded]:
-        """The text stage. A text that is forced to its end only runs where its latents are asked for."""
-        limit, end = self.max_text_tokens, self.prompts.end
-        plans, closed = [], []
-        for order in orders:
-            choice = order.ask.text
-            tokens = choice.tokens[: limit + 1] if isinstance(choice, Forced) else ()
-            closed.append(end in tokens)
-            tokens = tokens[: tokens.index(end)] if closed[-1] else tokens[:limit]
-            free = range(0) if closed[-1] else range(len(tokens), limit)
-            keep = prefix_length(order.ask.text_ratio, limit if free else len(tokens))
-            prompts = (self._text_ids(order.prompt),)
-            said = [(*drawn.text_tokens, end) for drawn in order.earlier]
-            guess = max(said, key=lambda text: _alike(text, tokens), default=())
-            numbers = uniforms(order.stream, 0, limit)
-            plans.append(Plan(prompts, tokens, free, keep, _temperature(choice), numbers, guess=guess))
-        texts = []
-        decoded = self._engine.decode(replace(self.text_stage, length=limit), plans)
-        for order, was_closed, text in zip(orders, closed, decoded, strict=True):
-            keep = prefix_length(order.ask.text_ratio, len(text.tokens))
-            texts.append(replace(text, ended=text.ended or was_closed, latents=text.latents[:keep]))
-        return texts
-
     def _paint(self, orders: Sequence[Order], reasonings: Sequence[str]) -> list[Decoded]:
         """The image stage: a conditional row for each draft and, if guided, an unconditional one."""
         count = self.info.image_tokens
@@ -434,11 +407,10 @@ class JanusBackbone:
             numbers = uniforms(order.stream, 1, count)
             scale = self._guidance(order)
             guess = next((drawn.image_tokens for drawn in order.earlier if drawn.reasoning == reasoning), ())
-            plans.append(Plan(prompts, tokens, free, keep, _temperature(choice), numbers, scale, guess))
+            plans.append(Plan(prompts, tokens, free, keep, temperature_of(choice), numbers, scale, guess))
         return self._engine.decode(self.image_stage, plans)
 
-    @cached_property
-    def text_stage(self) -> Stage:
+    def _text_stage(self) -> Stage:
         table, head = self._decoder.embed_tokens.weight, self.model.lm_head
         return Stage("text", self.max_text_tokens, table, head, self.prompts.end)
 
@@ -561,19 +533,6 @@ class JanusBackbone:
             raise UserError(
                 f"The prompt is {len(prompt)} tokens long; {self.info.name} reads at most {max(longest, 0)}."
             )
-
-
-def _alike(some: Sequence[int], others: Sequence[int]) -> int:
-    """How many tokens two texts begin with alike."""
-    return next(
-        (place for place, pair in enumerate(zip(some, others, strict=False)) if pair[0] != pair[1]),
-        min(len(some), len(others)),
-    )
-
-
-def _temperature(choice: Choice) -> float:
-    then = choice.then if isinstance(choice, Forced) else choice
-    return 0.0 if isinstance(then, Greedy) else then.temperature
 
 
 def _vision_input(image: Image.Image, size: int) -> Tensor:

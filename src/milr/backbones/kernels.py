@@ -236,7 +236,12 @@ def kernels_for(decoder: Decoder) -> Kernels | None:
     """The kernels for a model on a GPU; None where they do not know its kind of layer, or nobody tried them on its kind
     of GPU: their fetches and waits are written for NVIDIA's, and bfloat16 needs compute capability 8."""
     width = decoder.head_dim
-    if not decoder.gates_with_silu or width & (width - 1) or decoder.heads % decoder.kv_heads:
+    if (
+        decoder.layers[0].turned_norm is not None
+        or not decoder.gates_with_silu
+        or width & (width - 1)
+        or decoder.heads % decoder.kv_heads
+    ):
         return None
     capability = torch.cuda.get_device_capability(decoder.weight.device)
     if torch.version.hip is not None or capability < (8, 0):

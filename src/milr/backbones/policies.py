@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from milr.backbones.sampling import choose
-from milr.drafts import Choice, Drawn, Forced, Greedy, Sample
+from milr.drafts import Choice, Draft, Drawn, Forced, Greedy, Sample
 
 if TYPE_CHECKING:
     from milr.backbones.base import Backbone
@@ -89,7 +89,11 @@ class Policy(Protocol):
         """What else the draft could have chosen; of a picture only at `places`, where they are given."""
         ...
 
-    def change(self, drawn: Drawn, position: int, token: int, free: frozenset[int], then: Greedy | Sample) -> Choice:
+    def kept(self, draft: Draft) -> Choice:
+        """What asks for the same choices once more, with nothing left to a stream."""
+        ...
+
+    def change(self, draft: Draft, position: int, token: int, free: frozenset[int], then: Greedy | Sample) -> Choice:
         """What asks for this draft with another choice at `position`, and with those in `free` made anew."""
         ...
 
@@ -179,9 +183,12 @@ class TextTokens(Tokens):
     def others(self, drawn: Drawn, places: Iterable[int] | None = None) -> Others:
         return self.likeliest(self.latents(drawn), self.drew(drawn))
 
-    def change(self, drawn: Drawn, position: int, token: int, free: frozenset[int], then: Greedy | Sample) -> Forced:
+    def kept(self, draft: Draft) -> Forced:
+        return Forced(self.drew(draft.drawn))
+
+    def change(self, draft: Draft, position: int, token: int, free: frozenset[int], then: Greedy | Sample) -> Forced:
         """The words before it stay; the model writes on."""
-        return Forced((*drawn.text_tokens[:position], token), then)
+        return Forced((*draft.drawn.text_tokens[:position], token), then)
 
 
 @dataclass(frozen=True)
@@ -202,9 +209,12 @@ class ImageTokens(Tokens):
         found = self.likeliest(self.latents(drawn), drawn.image_tokens)
         return found if places is None else found.at(places)
 
-    def change(self, drawn: Drawn, position: int, token: int, free: frozenset[int], then: Greedy | Sample) -> Forced:
+    def kept(self, draft: Draft) -> Forced:
+        return Forced(draft.drawn.image_tokens, free=frozenset())
+
+    def change(self, draft: Draft, position: int, token: int, free: frozenset[int], then: Greedy | Sample) -> Forced:
         """All of the picture stays but this token and those in `free`."""
-        picture = list(drawn.image_tokens)
+        picture = list(draft.drawn.image_tokens)
         picture[position] = token
         return Forced(tuple(picture), then=then, free=free)
 

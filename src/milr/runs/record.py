@@ -18,12 +18,29 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from milr.backbones.base import Backbone
-from milr.drafts import Ask, Check, Choice, Cost, Draft, Drawn, Forced, Greedy, Sample, Score, Trajectory, UserError
+from milr.drafts import (
+    Ask,
+    Check,
+    Choice,
+    Cost,
+    Draft,
+    Drawn,
+    Forced,
+    Greedy,
+    Noise,
+    Repaint,
+    Sample,
+    Score,
+    Trajectory,
+    UserError,
+)
 from milr.version import __version__
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+LINEAGE = 400  # pictures that are repainted one from the other
+TOKENS = 2**53  # above any token's number: the keys of a flow model's noise, which every JSON reader keeps exactly
 FORMAT = "milr-trajectory/1"
 MAX_RECORD_BYTES = 256 * 2**20
 RECORDED_PACKAGES = ("torch", "transformers", "numpy", "pillow")
@@ -203,6 +220,22 @@ def _choice(choice: Choice) -> dict[str, Any]:
         return {"how": "greedy"}
     if isinstance(choice, Sample):
         return {"how": "sample", "temperature": choice.temperature}
+    if isinstance(choice, Noise):
+        return {
+            "how": "noise",
+            "values": list(choice.values),
+            "then": _choice(choice.then),
+            "tokens": list(choice.tokens),
+        }
+    if isinstance(choice, Repaint):
+        return {
+            "how": "repaint",
+            "of": _choice(choice.of),
+            "free": sorted(choice.free),
+            "then": _choice(choice.then),
+            "strength": choice.strength,
+            "tokens": list(choice.tokens),
+        }
     free = None if choice.free is None else sorted(choice.free)
     return {"how": "forced", "tokens": list(choice.tokens), "then": _choice(choice.then), "free": free}
 
@@ -332,7 +365,7 @@ def _check_draft(raw: Any, number: int) -> RecordedDraft:
     )
 
 
-def _check_choice(raw: Mapping[str, Any]) -> Choice:
+def _check_choice(raw: Mapping[str, Any], depth: int = 0) -> Choice:
     how = raw.get("how")
     if how == "greedy":
         return Greedy()
@@ -343,11 +376,31 @@ def _check_choice(raw: Mapping[str, Any]) -> Choice:
         return Sample(temperature)
     if how == "forced":
         then = _check_choice(_get(raw, "then", dict))
-        if isinstance(then, Forced):
+        if not isinstance(then, (Greedy, Sample)):
             raise _Unreadable("forced tokens are followed by forced tokens")
         free = None if raw.get("free") is None else frozenset(_tokens(raw, "free"))
         return Forced(_tokens(raw, "tokens"), then, free)
+    if how in ("noise", "repaint"):
+        return _check_picture(raw, how, depth)
     raise _Unreadable(f"a way of choosing tokens is called {how!r:.60}")
+
+
+def _check_picture(raw: Mapping[str, Any], how: str, depth: int) -> Choice:
+    """A flow model's choice."""
+    then = _check_choice(_get(raw, "then", dict))
+    if not isinstance(then, Sample):
+        raise _Unreadable("noise is followed by something else")
+    if how == "noise":
+        values = _get(raw, "values", list)
+        if not all(type(value) in (int, float) and math.isfinite(value) for value in values):
+            raise _Unreadable("'values' is not a list of numbers")
+        return Noise(tuple(map(float, values)), then, _tokens(raw, "tokens"))
+    if depth >= LINEAGE:
+        raise _Unreadable(f"more than {LINEAGE} pictures are repainted one from the other")
+    of, strength = _check_choice(_get(raw, "of", dict), depth + 1), _number(raw, "strength")
+    if not isinstance(of, (Forced, Noise, Repaint)) or not 0 < strength <= 1:
+        raise _Unreadable("what is repainted is no picture")
+    return Repaint(of, frozenset(_tokens(raw, "free")), then, strength, _tokens(raw, "tokens"))
 
 
 def _get(raw: Mapping[str, Any], key: str, kind: type[Kind]) -> Kind:
@@ -366,6 +419,6 @@ def _number(raw: Mapping[str, Any], key: str) -> float:
 
 def _tokens(raw: Mapping[str, Any], key: str) -> tuple[int, ...]:
     values: Sequence[Any] = _get(raw, key, list)
-    if not all(isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31 for value in values):
+    if not all(isinstance(value, int) and not isinstance(value, bool) and 0 <= value < TOKENS for value in values):
         raise _Unreadable(f"'{key}' is not a list of token ids")
     return tuple(values)

@@ -109,8 +109,8 @@ def _asked(change: Candidate | None, problem: Problem, settings: Repair) -> Ask:
         ask = Ask(rest, image, settings.text_ratio, note=note)
     elif change.kind == "image":
         drawn, free = change.draft.drawn, _redrawn(change, problem, settings)
-        redrawn = problem.image(drawn.guidance).change(drawn, change.position, change.token, free, image)
-        ask = Ask(Forced(problem.text.drew(drawn)), redrawn, note=_changed(change))
+        redrawn = problem.image(drawn.guidance).change(change.draft, change.position, change.token, free, image)
+        ask = Ask(problem.text.kept(change.draft), redrawn, note=_changed(change))
     else:
         ask = Ask(Forced(change.words, then=rest), image, settings.text_ratio, note=_changed(change))
     return replace(ask, image_ratio=settings.image_ratio, guidance=settings.guidance)

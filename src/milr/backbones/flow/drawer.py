@@ -143,6 +143,8 @@ class Drawer:
         self.steps: int = found.steps
         self.guidance: float = found.guidance
         self.text_tokens: int = found.text_tokens
+        self.reasoning, self.drawing = found.reasoning, found.drawing  # what the encoder is asked for, and read
+        self.reasoning_tokens: int = found.reasoning_tokens
         self.parameters: int = found.parameters
         self.memory: Memory = found.memory
         self.images_at_once: int = found.images_at_once()

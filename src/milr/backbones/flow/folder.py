@@ -9,6 +9,9 @@ have no place for:
     guidance      guidance of a draw, likewise
     text_tokens   the longest text that the encoder reads, its template included
     text_layers   of FLUX.2-klein: the encoder's layers whose states the picture sees (9, 18, 27)
+    reasoning     what the encoder is asked for when it writes a reasoning, with {prompt} in it
+    drawing       what the picture is drawn from, with {prompt} and {reasoning} in it
+    reasoning_tokens  the longest reasoning
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from safetensors import safe_open
 
 from milr.backbones.checkpoint import Memory, free_bytes, locate, pictures_at_once
 from milr.backbones.flow.families import FAMILIES, PATCH, Family, Variant, known
+from milr.backbones.writing import REASONING
 from milr.drafts import UserError
 from milr.hub import FILES, PIPELINE, auto_dtype, check_files, check_tokenizer, device_of, dtype_of, fetch, name_of
 
@@ -37,7 +41,9 @@ IMAGE_SIZE = 1024  # what every family's pipeline draws where nothing else is sa
 TEXTS_AT_ONCE = 8  # that the encoder reads; it keeps the states of all its layers
 _SMALL_PARAMETERS = 500_000_000  # up to here float32 is cheap enough to be the default
 _LARGEST_SIDE = 4096
-_LARGEST = {"image_size": _LARGEST_SIDE, "steps": 1000, "guidance": 1000, "text_tokens": 1024}
+_LARGEST = {"image_size": _LARGEST_SIDE, "steps": 1000, "guidance": 1000, "text_tokens": 1024, "reasoning_tokens": 512}
+_WORDS = {"reasoning": ("{prompt}",), "drawing": ("{prompt}", "{reasoning}")}  # texts, and what stands in them
+DRAWING, REASONING_TOKENS = "{prompt}. {reasoning}", 128
 
 
 @dataclass(frozen=True)
@@ -55,6 +61,9 @@ class Found:
     guidance: float
     text_tokens: int
     text_layers: tuple[int, ...]
+    reasoning: str
+    drawing: str
+    reasoning_tokens: int
     channels: int
     grid: int
     device: torch.device
@@ -124,6 +133,9 @@ def find(name_or_dir: str, device: str = "auto", dtype: str = "auto", image_size
         guidance=float(own.get("guidance", variant.guidance)),
         text_tokens=tokens,
         text_layers=layers,
+        reasoning=str(own.get("reasoning", REASONING)),
+        drawing=str(own.get("drawing", DRAWING)),
+        reasoning_tokens=int(own.get("reasoning_tokens", REASONING_TOKENS)),
         channels=channels,
         grid=size // cell,
         device=target,
@@ -132,6 +144,13 @@ def find(name_or_dir: str, device: str = "auto", dtype: str = "auto", image_size
         memory=needed,
         free=free,
     )
+
+
+def is_pipeline(name_or_dir: str) -> bool:
+    """Whether a folder, or a repository of the hub, is a pipeline of diffusers. Other models have no such file."""
+    if Path(name_or_dir).is_dir():
+        return (Path(name_or_dir) / PIPELINE).is_file()
+    return "/" in name_or_dir and (Path(fetch(name_or_dir, [PIPELINE])) / PIPELINE).is_file()
 
 
 # --- Place -------------------------------------------------------------------------------------------------
@@ -239,12 +258,18 @@ def _own(directory: str, name: str) -> Mapping[str, Any]:
     if not (Path(directory) / OWN).is_file():
         return {}
     said = _json(directory, "", OWN, name)
-    unknown = sorted(set(said) - {*_LARGEST, "text_layers"})
+    fields = [*_LARGEST, "text_layers", *_WORDS]
+    unknown = sorted(set(said) - set(fields))
     if unknown:
-        raise UserError(
-            f"{OWN} of {name} says '{unknown[0]}', which is unknown; known are {', '.join([*_LARGEST, 'text_layers'])}."
-        )
+        raise UserError(f"{OWN} of {name} says '{unknown[0]}', which is unknown; known are {', '.join(fields)}.")
     checked: dict[str, Any] = {key: _number(key, said[key], f"{OWN} of {name}:") for key in _LARGEST if key in said}
+    for key, needed in _WORDS.items():
+        if key in said:
+            if not isinstance(said[key], str) or not all(word in said[key] for word in needed):
+                raise UserError(
+                    f"{OWN} of {name}: {key} is {said[key]!r}, not a text with {' and '.join(needed)} in it."
+                )
+            checked[key] = said[key]
     if "text_layers" in said:
         layers = said["text_layers"]
         if not isinstance(layers, list) or not layers or not all(type(layer) is int and layer >= 0 for layer in layers):
