@@ -169,8 +169,10 @@ def test_too_little_memory_is_told_before_loading(folder_of, monkeypatch):
 def test_without_diffusers_the_extra_is_named(folder_of, monkeypatch):
     monkeypatch.setitem(sys.modules, "diffusers", None)
     monkeypatch.setattr(folders.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"pip install 'milr\[flow\]'"):
-        Drawer.load(str(folder_of(Kind(KLEIN))))
+    monkeypatch.setattr(folders, "fetch", lambda *anything: pytest.fail("downloads before it knows"))
+    for name in (str(folder_of(Kind(KLEIN))), "owner/flow"):
+        with pytest.raises(UserError, match=r"pip install 'milr\[flow\]'"):
+            Drawer.load(name)
 
 
 def test_nothing_loads_diffusers_before_it_is_needed():

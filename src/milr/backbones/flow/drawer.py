@@ -171,7 +171,8 @@ class Drawer:
                 states = self.family.encode(self.pipe, some, self.text_tokens, self._layers)
             for text, seen in zip(some, states, strict=True):
                 tokens = self.length(text)
-                encoded.append(Conditioning(text, seen, tokens, tokens > self.text_tokens))
+                own = seen.clone()  # whoever keeps it shall not keep the whole batch
+                encoded.append(Conditioning(text, own, tokens, tokens > self.text_tokens))
         return encoded
 
     def length(self, text: str) -> int:
@@ -214,7 +215,7 @@ class Drawer:
                 done += 1 + self._is_guided(run.guidance)
             if on_progress is not None:
                 on_progress(done, total)
-        drawn = [run.picture.float() for run in runs]
+        drawn = [run.picture.float().contiguous() for run in runs]
         if drawn and not bool(torch.stack([picture.isfinite().all() for picture in drawn]).all()):
             kind = str(self.dtype).removeprefix("torch.")
             raise UserError(f"{self.name} draws numbers that are not finite{other_dtype(kind, '--dtype ')}.")
