@@ -188,6 +188,22 @@ def test_nothing_loads_diffusers_before_it_is_needed():
     assert ran.returncode == 0, ran.stderr
 
 
+def test_loading_says_nothing(folder_of, capfd):
+    """And leaves the libraries' logs and progress bars as they were."""
+    import diffusers
+    import transformers
+
+    libraries = (diffusers.utils.logging, transformers.utils.logging)
+    before = [(library.get_verbosity(), library.is_progress_bar_enabled()) for library in libraries]
+    for kind in KINDS:
+        drawer = Drawer.load(str(folder_of(kind)), device="cpu")
+        capfd.readouterr()
+        Drawer.load(str(folder_of(kind)), device="cpu")
+        drawer.decode([torch.zeros(drawer.channels, drawer.grid, drawer.grid)])
+        assert capfd.readouterr() == ("", "")
+    assert [(library.get_verbosity(), library.is_progress_bar_enabled()) for library in libraries] == before
+
+
 def test_what_a_folder_says_is_drawn(spoilt):
     directory = spoilt()
     own(image_size=48, steps=7, guidance=2.5, text_tokens=40, text_layers=[0, 2, 4])(directory)
