@@ -283,3 +283,21 @@ def test_the_doctor_marks_what_nobody_has_tried(other_devices):
     from milr import doctor
 
     assert doctor._devices() == "cpu; xpu:0 (untested); xpu:1 (untested); mps (untested)"
+
+
+def test_a_pipeline_is_there_where_its_parts_are(cache):
+    """Only diffusers' pipelines hold their weights a folder deeper; elsewhere such files are something else."""
+    folder = snapshot(cache)
+    (folder / "vae").mkdir()
+    save_file({"x": numbers()}, folder / "vae" / "model.safetensors")
+    assert hub.cached("owner/model") is None
+    (folder / hub.PIPELINE).write_text("{}")
+    assert hub.cached("owner/model") == str(folder)
+    assert hub.name_of(str(folder / "vae")) == "owner/model/vae"
+    assert (
+        hub.again(str(folder / "vae"))
+        == f"fetch it again: hf download owner/model --revision {COMMIT} --force-download"
+    )
+    before = hub.content_of(str(folder))
+    save_file({"x": numbers() + 1}, folder / "vae" / "model.safetensors")
+    assert hub.content_of(str(folder)) != before

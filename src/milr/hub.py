@@ -219,7 +219,7 @@ def cached(name: str) -> str | None:
     else:
         folder = _cache_of(repository) / "snapshots"
         snapshots = sorted(folder.glob("*"), key=lambda path: path.stat().st_mtime) if folder.is_dir() else []
-    complete = [path for path in snapshots if any(path.glob("*.safetensors")) or any(path.glob("*/*.safetensors"))]
+    complete = [path for path in snapshots if any(path.glob("*/" * (path / PIPELINE).is_file() + "*.safetensors"))]
     return str(complete[-1]) if complete else None
 
 

@@ -8,9 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-
-pytest.importorskip("diffusers")
-
 from diffusers.utils import logging
 from flow_pipelines import KINDS, Kind, Pair
 from transformers.utils import logging as transformers_logging

@@ -145,6 +145,7 @@ def test_a_picture_is_the_same_alone_and_in_any_batch(pair):
     for request, drawn in zip(mixed, together, strict=True):
         (alone,) = pair.ours.paint([request])
         assert torch.allclose(alone, drawn, rtol=0, atol=of_drawing(alone, request.steps, request.guidance))
+    assert all(picture.is_contiguous() for picture in together)
     assert [tuple(picture.shape) for picture in together] == [(pair.ours.channels,) + (pair.ours.grid,) * 2] * 4
     assert pair.ours.paint([]) == pair.ours.decode([]) == pair.ours.encode([]) == []
 

@@ -169,8 +169,10 @@ def test_too_little_memory_is_told_before_loading(folder_of, monkeypatch):
 def test_without_diffusers_the_extra_is_named(folder_of, monkeypatch):
     monkeypatch.setitem(sys.modules, "diffusers", None)
     monkeypatch.setattr(folders.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"pip install 'milr\[flow\]'"):
-        Drawer.load(str(folder_of(Kind(KLEIN))))
+    monkeypatch.setattr(folders, "fetch", lambda *anything: pytest.fail("downloads before it knows"))
+    for name in (str(folder_of(Kind(KLEIN))), "owner/flow"):
+        with pytest.raises(UserError, match=r"pip install 'milr\[flow\]'"):
+            Drawer.load(name)
 
 
 def test_nothing_loads_diffusers_before_it_is_needed():
@@ -184,6 +186,22 @@ def test_nothing_loads_diffusers_before_it_is_needed():
     )
     ran = subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": ROOT_SRC}, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
+
+
+def test_loading_says_nothing(folder_of, capfd):
+    """And leaves the libraries' logs and progress bars as they were."""
+    import diffusers
+    import transformers
+
+    libraries = (diffusers.utils.logging, transformers.utils.logging)
+    before = [(library.get_verbosity(), library.is_progress_bar_enabled()) for library in libraries]
+    for kind in KINDS:
+        drawer = Drawer.load(str(folder_of(kind)), device="cpu")
+        capfd.readouterr()
+        Drawer.load(str(folder_of(kind)), device="cpu")
+        drawer.decode([torch.zeros(drawer.channels, drawer.grid, drawer.grid)])
+        assert capfd.readouterr() == ("", "")
+    assert [(library.get_verbosity(), library.is_progress_bar_enabled()) for library in libraries] == before
 
 
 def test_what_a_folder_says_is_drawn(spoilt):

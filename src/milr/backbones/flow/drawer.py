@@ -173,7 +173,8 @@ class Drawer:
                 states = self.family.encode(self.pipe, some, self.text_tokens, self._layers)
             for text, seen in zip(some, states, strict=True):
                 tokens = self.length(text)
-                encoded.append(Conditioning(text, seen, tokens, tokens > self.text_tokens))
+                own = seen.clone()  # whoever keeps it shall not keep the whole batch
+                encoded.append(Conditioning(text, own, tokens, tokens > self.text_tokens))
         return encoded
 
     def length(self, text: str) -> int:
@@ -216,7 +217,7 @@ class Drawer:
                 done += 1 + self._is_guided(run.guidance)
             if on_progress is not None:
                 on_progress(done, total)
-        drawn = [run.picture.float() for run in runs]
+        drawn = [run.picture.float().contiguous() for run in runs]
         if drawn and not bool(torch.stack([picture.isfinite().all() for picture in drawn]).all()):
             kind = str(self.dtype).removeprefix("torch.")
             raise UserError(f"{self.name} draws numbers that are not finite{other_dtype(kind, '--dtype ')}.")
@@ -414,18 +415,19 @@ def _assembled(found: Found) -> Any:
 def _quietly(is_quick: bool) -> Iterator[None]:
     """Without progress bars for what is over before they could be read, and without the libraries' asides: what is
     wrong with a folder is said here."""
-    from diffusers.utils import logging as theirs
-    from transformers.utils import logging as others
+    from diffusers.utils import logging as of_diffusers
+    from transformers.utils import logging as of_transformers
 
-    levels, shown = (theirs.get_verbosity(), others.get_verbosity()), others.is_progress_bar_enabled()
-    theirs.set_verbosity_error()
-    others.set_verbosity_error()
-    if is_quick:
-        others.disable_progress_bar()
+    both: tuple[Any, Any] = (of_diffusers, of_transformers)
+    before = [(library.get_verbosity(), library.is_progress_bar_enabled()) for library in both]
+    for library in both:
+        library.set_verbosity_error()
+        if is_quick:
+            library.disable_progress_bar()
     try:
         yield
     finally:
-        theirs.set_verbosity(levels[0])
-        others.set_verbosity(levels[1])
-        if shown:
-            others.enable_progress_bar()
+        for library, (level, shown) in zip(both, before, strict=True):
+            library.set_verbosity(level)
+            if shown:
+                library.enable_progress_bar()

@@ -85,10 +85,10 @@ def find(name_or_dir: str, device: str = "auto", dtype: str = "auto", image_size
         device, dtype: as for every model.
         image_size: pixels a side; None: what the folder says.
     """
-    target = device_of(device)
-    directory, name = locate(name_or_dir, _download, "flow pipeline")
     if importlib.util.find_spec("diffusers") is None:
         raise UserError("Flow models need the package 'diffusers'; install it with pip install 'milr[flow]'.")
+    target = device_of(device)
+    directory, name = locate(name_or_dir, _download, "flow pipeline")
     index = _index(directory, name)
     family, classes = _classes(index, name)
     _check_parts(directory)
