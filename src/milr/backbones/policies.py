@@ -61,7 +61,7 @@ class Policy(Protocol):
         """How many choices of this kind the draft has; ratios are shares of it."""
         ...
 
-    def drew(self, drawn: Drawn) -> tuple[Any, ...]:
+    def drew(self, draft: Draft) -> tuple[Any, ...]:
         """The values that the draft chose, as `score` takes them."""
         ...
 
@@ -171,8 +171,8 @@ class TextTokens(Tokens):
     def count(self, drawn: Drawn) -> int:
         return len(drawn.text_tokens)
 
-    def drew(self, drawn: Drawn) -> tuple[int, ...]:
-        return whole_text(drawn, self.end)
+    def drew(self, draft: Draft) -> tuple[int, ...]:
+        return whole_text(draft.drawn, self.end)
 
     def choice(self, values: Sequence[int], then: Greedy | Sample) -> Forced:
         """What follows an end is no part of the text."""
@@ -181,10 +181,10 @@ class TextTokens(Tokens):
 
     @torch.no_grad()
     def others(self, drawn: Drawn, places: Iterable[int] | None = None) -> Others:
-        return self.likeliest(self.latents(drawn), self.drew(drawn))
+        return self.likeliest(self.latents(drawn), whole_text(drawn, self.end))
 
     def kept(self, draft: Draft) -> Forced:
-        return Forced(self.drew(draft.drawn))
+        return Forced(self.drew(draft))
 
     def change(self, draft: Draft, position: int, token: int, free: frozenset[int], then: Greedy | Sample) -> Forced:
         """The words before it stay; the model writes on."""
@@ -201,8 +201,8 @@ class ImageTokens(Tokens):
     def count(self, drawn: Drawn) -> int:
         return len(drawn.image_tokens)
 
-    def drew(self, drawn: Drawn) -> tuple[int, ...]:
-        return drawn.image_tokens
+    def drew(self, draft: Draft) -> tuple[int, ...]:
+        return draft.drawn.image_tokens
 
     @torch.no_grad()
     def others(self, drawn: Drawn, places: Iterable[int] | None = None) -> Others:

@@ -58,7 +58,7 @@ def best_of_n(problem: Problem, settings: BestOfN) -> Search:
     first: Draft = yield Ask(Greedy(), image, ratio, guidance=settings.guidance)
     again: Forced | Sample = rest
     if settings.text == "greedy":
-        again = Forced(problem.text.drew(first.drawn))
+        again = Forced(problem.text.drew(first))
     untried = Untried()
     drafts, last = [first.without_latents()], [first]
     while len(drafts) < problem.budget:

@@ -118,7 +118,7 @@ def milr(problem: Problem, settings: Milr, watch: Callable[[Latents], None] | No
 
     # A greedy rest follows from its prefix: written once and then forced, so that it is charged once.
     prefix = first.drawn.text_tokens[: z["text"].length] if "text" in z else ()
-    written = {prefix: problem.text.drew(first.drawn)}
+    written = {prefix: problem.text.drew(first)}
     keeps_text = "text" not in z or settings.text_rest == "greedy"
     step, rewards, drafts = 0, [1.0], [first]
     while drafts[-1].number + 1 < problem.budget and not any(_is_solved(one, problem, settings) for one in drafts):
@@ -134,12 +134,14 @@ def milr(problem: Problem, settings: Milr, watch: Callable[[Latents], None] | No
             rewards += [reward for _, reward in scored]
             moved = [kind for kind in _moved(settings, step, problem.budget) if kind in z]
             for kind in moved:
-                tokens = [_credited(z[kind], draft.drawn, problem, settings) for draft, _ in scored]
+                tokens = [_credited(z[kind], draft, problem, settings) for draft, _ in scored]
                 before = z[kind].last_gradient
                 moving[f"{kind}_gradient"] = z[kind].move(advantages, tokens)
                 moving[f"{kind}_cosine"] = _cosine(before, z[kind].last_gradient)
-            if len(moved) == 2:  # one space: the mean pull on a text latent and on an image latent can be compared
-                pulls = [z[kind].last_gradient for kind in moved]
+            pulls = [z[kind].last_gradient for kind in moved]
+            widths = {pull.shape[-1] if pull.dim() > 1 else None for pull in pulls}
+            if len(pulls) == 2 and len(widths) == 1:
+                # One space: the mean pull on a text latent and on an image latent can be compared.
                 moving["text_image_cosine"] = _cosine(*(pull.reshape(-1, pull.shape[-1]).mean(0) for pull in pulls))
             step += 1
         if watch is not None:
@@ -156,14 +158,14 @@ def milr(problem: Problem, settings: Milr, watch: Callable[[Latents], None] | No
             if "image" in z:
                 values = z["image"].drawn(settings.image_prefix, problem.rng)
                 image = z["image"].policy.choice(values, image_rest)
-                facts["image_changed_tokens"] = _changed(values, z["image"].policy.drew(drafts[-1].drawn))
+                facts["image_changed_tokens"] = _changed(values, z["image"].policy.drew(drafts[-1]))
             if "text" in z:
                 facts["text_changed_tokens"] = _changed(prefix, drafts[-1].drawn.text_tokens)
             prefixes.append(prefix)
             asks.append(Ask(text=text, image=image, note=facts))
         drafts = yield asks
         written |= {
-            prefix: problem.text.drew(draft.drawn)
+            prefix: problem.text.drew(draft)
             for prefix, draft in zip(prefixes, drafts, strict=False)  # the last round may be cut
         }
     if settings.returned == "last":
@@ -250,11 +252,11 @@ def _moved(settings: Milr, step: int, budget: int) -> tuple[str, ...]:
     return ("text", "image")
 
 
-def _credited(latents: SearchedLatents, drawn: Drawn, problem: Problem, settings: Milr) -> tuple[Any, ...]:
+def _credited(latents: SearchedLatents, draft: Draft, problem: Problem, settings: Milr) -> tuple[Any, ...]:
     """The t or v whose log p(. | z) is moved: the choices that drew the scored image, or the most probable."""
     if settings.credit == "arg-max":
         return latents.drawn("arg-max", problem.rng)
-    return latents.policy.drew(drawn)[: latents.length]
+    return latents.policy.drew(draft)[: latents.length]
 
 
 def _is_solved(draft: Draft, problem: Problem, settings: Milr) -> bool:

@@ -214,7 +214,7 @@ class Candidates:
         """List what else this draft, drawn by this change, could have chosen. A draft without a score says nothing
         about its choices."""
         drawn = draft.drawn
-        text, picture = self.problem.text.drew(drawn), drawn.image_tokens
+        text, picture = self.problem.text.drew(draft), drawn.image_tokens
         text_keys, image_keys = _keys(0, text), _keys(hash(drawn.text_tokens), picture)
         self.tried.update(
             hash(pair) for pair in (*zip(text_keys, text, strict=True), *zip(image_keys, picture, strict=True))

@@ -132,7 +132,7 @@ class FlowBackbone:
             raise UserError(
                 f"The noise that {self.info.name} draws from has no temperature; set image_temperature to 1."
             )
-        return Coefficients(self._coefficients, self.drawer.grid)
+        return Coefficients(self.drawer.channels, self.drawer.grid)
 
     def answer(self, images: Sequence[Image], questions: Sequence[str]) -> list[float]:
         raise self._blind()
@@ -214,7 +214,7 @@ class FlowBackbone:
         count, grid = self.info.image_tokens, self.drawer.grid
         keys = keys_of(order.stream, count)
         kept = None
-        if isinstance(choice, Forced) and choice.free is not None:
+        if isinstance(choice, Forced) and choice.free:
             choice = Repaint(Forced(choice.tokens, free=frozenset()), choice.free)
         if isinstance(choice, Forced):
             keys[: len(choice.tokens)] = choice.tokens[:count]

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from milr.backbones.flow.noise import coarse_to_fine, gaussian
 from milr.backbones.policies import ALTERNATIVES, Others
 from milr.drafts import Choice, Draft, Drawn, Forced, Greedy, Noise, Repaint, Sample, UserError
 
@@ -29,9 +30,9 @@ FARTHEST = 0.95  # of the length of noise, which z may have
 
 @dataclass(frozen=True)
 class Coefficients:
-    """The policy of pictures made of noise: `count` coefficients, on a grid of so many cells a side."""
+    """The policy of pictures that are made of noise, on a grid of so many cells a side."""
 
-    coefficients: int
+    channels: int  # numbers of a cell
     grid: int
     strength: float = 1.0  # of a repaint
 
@@ -39,13 +40,17 @@ class Coefficients:
         return torch.zeros_like(drawn.latents.image) if drawn.latents is not None else torch.empty(0)
 
     def count(self, drawn: Drawn) -> int:
-        return self.coefficients
+        return self.channels * self.grid**2
 
-    def drew(self, drawn: Drawn) -> tuple[float, ...]:
-        return tuple(map(float, drawn.latents.image)) if drawn.latents is not None else ()
+    def drew(self, draft: Draft) -> tuple[float, ...]:
+        """As many as were given, or else all of those that its keys name."""
+        if isinstance(draft.ask.image, Noise):
+            return draft.ask.image.values
+        noise = gaussian(draft.drawn.image_tokens, self.channels, self.grid)
+        return tuple(map(float, coarse_to_fine(noise).numpy()))
 
     def score(self, z: Tensor, values: Sequence[float]) -> Tensor:
-        return z.new_tensor(values) - z.detach()
+        return z.new_tensor(values[: len(z)]) - z.detach()
 
     def entropy(self, z: Tensor) -> Tensor:
         """All are equally unsure: that of a normal number."""

@@ -1,0 +1,260 @@
+"""A flow pipeline as a model that thinks: it writes what its encoder writes, and a draft is its order's alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from flow_pipelines import KINDS, Kind
+from PIL.Image import Image
+from torch.testing import assert_close
+
+from milr.backbones import load
+from milr.backbones.flow.backbone import FlowBackbone, keys_of
+from milr.backbones.flow.families import KLEIN, QWEN_IMAGE
+from milr.backbones.flow.noise import coarse_to_fine, gaussian
+from milr.drafts import Ask, Check, Drawn, Forced, Greedy, Noise, Order, Repaint, Sample, Score, Task, UserError
+from milr.runs.record import draft_from_json, to_record
+from milr.searches import best_of_n, latent, repair, single
+from milr.searches.driver import drive
+
+TEXT, STEPS = 10, 3
+PROMPTS = ("a red fox", "two green birds above a blue car, left of the white dog on the table", "a {reasoning} cat")
+
+
+@pytest.fixture(scope="module")
+def backbone_of(folder_of: Callable[[Kind], Path]) -> Callable[[Kind], FlowBackbone]:
+    known: dict[Kind, FlowBackbone] = {}
+
+    def loaded(kind: Kind) -> FlowBackbone:
+        if kind not in known:
+            found = load(str(folder_of(kind)), device="cpu", dtype="float32")
+            assert isinstance(found, FlowBackbone)
+            found.max_text_tokens, found.drawer.steps = TEXT, STEPS
+            known[kind] = found
+        return known[kind]
+
+    return loaded
+
+
+@pytest.fixture(params=[kind for kind in KINDS if not kind.is_distilled], ids=str)
+def backbone(request: pytest.FixtureRequest, backbone_of: Callable[[Kind], FlowBackbone]) -> FlowBackbone:
+    return backbone_of(request.param)
+
+
+@pytest.fixture
+def klein(backbone_of: Callable[[Kind], FlowBackbone]) -> FlowBackbone:
+    return backbone_of(Kind(KLEIN))
+
+
+def draw(model: FlowBackbone, prompt: str = PROMPTS[0], stream: int = 0, **ask: Any) -> Drawn:
+    return model.draw([Order(prompt, Ask(**ask), stream)])[0]
+
+
+def levels_apart(one: Image, other: Image) -> int:
+    return int(np.abs(np.asarray(one, dtype=int) - np.asarray(other, dtype=int)).max())
+
+
+# --- Words --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_the_encoder_writes_what_its_own_generate_writes(backbone: FlowBackbone, prompt: str) -> None:
+    """Queries and keys with norms (Qwen3), grouped heads, biases and positions of three axes (Qwen2.5-VL)."""
+    ours = draw(backbone, prompt)
+    ids = torch.tensor([backbone._request_ids(prompt)])
+    theirs = backbone.drawer.pipe.text_encoder.generate(
+        ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=TEXT
+    )[0, ids.shape[1] :].tolist()
+    assert [*ours.text_tokens, *[backbone.text_end()] * ours.text_ended] == theirs
+
+
+def test_latents_of_the_text_are_the_states_of_a_full_forward(backbone: FlowBackbone) -> None:
+    drawn = draw(backbone, text=Sample(), text_ratio=1.0)
+    request = backbone._request_ids(PROMPTS[0])
+    encoder = backbone.drawer.pipe.text_encoder
+    seen = encoder(input_ids=torch.tensor([[*request, *drawn.text_tokens]]), output_hidden_states=True)
+    states = seen.hidden_states[-1][0, len(request) - 1 : -1]
+    assert drawn.latents
+    assert_close(drawn.latents.text, states, atol=1e-4, rtol=1e-3)
+    assert_close(backbone.text_logits(drawn.latents.text), seen.logits[0, len(request) - 1 : -1], atol=1e-4, rtol=1e-3)
+
+
+def test_the_picture_sees_prompt_and_reasoning(klein: FlowBackbone) -> None:
+    """Whatever they hold: what looks like a place for words in a prompt is no place for words."""
+    assert klein._seen("a {reasoning} cat", "It has {prompt}.") == "a {reasoning} cat. It has {prompt}."
+    assert klein._seen(" a cat ", "") == "a cat"
+    one, other = (draw(klein, text=Forced((*klein.encode_text(words), klein.text_end()))) for words in ("red", "blue"))
+    assert one.image_tokens == other.image_tokens
+    assert levels_apart(one.image, other.image) > 1, "the same noise, other words"
+
+
+# --- Drafts -------------------------------------------------------------------------------------------------
+
+
+def test_a_draft_is_the_same_alone_and_in_batches(backbone: FlowBackbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = draw(backbone, stream=7)
+    orders = [
+        Order(PROMPTS[0], Ask(text=Sample(), text_ratio=0.5, image_ratio=0.1), 1),
+        Order(PROMPTS[1], Ask(guidance=2.0), 2),
+        Order(PROMPTS[2], Ask(image=Noise((0.5, -1.0, 2.0))), 3),
+        Order(PROMPTS[0], Ask(image=Repaint(Forced(first.image_tokens, free=frozenset()), frozenset({0, 1, 8, 9}))), 4),
+    ]
+    alone = [backbone.draw([order])[0] for order in orders]
+    monkeypatch.setattr(backbone, "max_batch", 3)
+    for one, other in zip(alone, backbone.draw(orders), strict=True):
+        assert (one.text_tokens, one.image_tokens) == (other.text_tokens, other.image_tokens)
+        assert (one.cost.evaluations, one.cost.work) == (other.cost.evaluations, other.cost.work)
+        assert levels_apart(one.image, other.image) <= 1
+
+
+def test_keys_are_numbers_that_every_reader_keeps(klein: FlowBackbone) -> None:
+    drawn = draw(klein, stream=2**64 - 1)
+    assert drawn.image_tokens == tuple(keys_of(2**64 - 1, 64).tolist())
+    assert all(0 <= key < 2**53 for key in drawn.image_tokens)
+    assert tuple(keys_of(5, 64)[:10]) == tuple(keys_of(5, 10)), "a key belongs to its place"
+    assert json.loads(json.dumps(drawn.image_tokens[0])) == drawn.image_tokens[0]
+
+
+def test_forced_keys_hold_the_noise(klein: FlowBackbone) -> None:
+    drawn = draw(klein, stream=1)
+    again = draw(klein, stream=2, image=Forced(drawn.image_tokens, then=Sample()))
+    assert levels_apart(drawn.image, again.image) == 0
+    half = draw(klein, stream=2, image=Forced(drawn.image_tokens[:32], then=Sample()))
+    assert half.image_tokens == (*drawn.image_tokens[:32], *draw(klein, stream=2).image_tokens[32:])
+
+
+def test_coarse_noise_is_set_and_the_rest_follows_from_the_keys(klein: FlowBackbone) -> None:
+    plain = draw(klein, stream=1, image_ratio=1.0)
+    values = (1.5, -0.25, 0.125, 2.0)
+    moved = draw(klein, stream=1, image=Noise(values), image_ratio=1.0)
+    assert plain.latents
+    assert moved.latents
+    noise = coarse_to_fine(gaussian(plain.image_tokens, klein.drawer.channels, klein.drawer.grid))
+    assert_close(plain.latents.image, noise, atol=1e-5, rtol=0)
+    assert moved.image_tokens == plain.image_tokens
+    assert_close(moved.latents.image[:4], torch.tensor(values), atol=1e-5, rtol=0)
+    assert_close(moved.latents.image[4:], noise[4:], atol=1e-5, rtol=0)
+    assert levels_apart(plain.image, moved.image) > 0
+
+
+def test_a_repaint_keeps_what_it_does_not_draw_and_needs_nobody_to_remember(klein: FlowBackbone) -> None:
+    """Repainted twice; drawn again by a model that remembers nothing it is the same picture."""
+    first = draw(klein, stream=1)
+    once = Repaint(Forced(first.image_tokens, free=frozenset()), frozenset({0, 1, 8, 9}))
+    second = draw(klein, stream=2, image=once)
+    twice = Repaint(replace(once, tokens=second.image_tokens), frozenset({54, 55, 62, 63}))
+    third = draw(klein, stream=3, image=twice)
+    free = [cell in twice.free for cell in range(64)]
+    assert [a == b for a, b in zip(third.image_tokens, second.image_tokens, strict=True)] == [
+        not is_free for is_free in free
+    ]
+    assert levels_apart(first.image, second.image) > 1
+    klein._finished.clear()
+    assert levels_apart(draw(klein, stream=3, image=twice).image, third.image) == 0
+    nothing = draw(klein, stream=9, image=replace(twice, free=frozenset(), tokens=()))
+    assert levels_apart(nothing.image, second.image) == 0, "with nothing free it is the picture that is kept"
+
+
+def test_what_is_done_is_told(klein: FlowBackbone) -> None:
+    whole, part = draw(klein, stream=1), draw(klein, stream=1, guidance=1.0)
+    assert (whole.cost.evaluations, part.cost.evaluations) == (2 * STEPS, STEPS)
+    assert whole.cost.work > part.cost.work > 0
+    half = Repaint(Forced(whole.image_tokens, free=frozenset()), frozenset({0}), strength=0.3)
+    assert draw(klein, stream=2, image=half).cost.evaluations == 2
+    assert whole.cost.image_tokens == 0
+    assert whole.cost.text_tokens == len(whole.text_tokens) + whole.text_ended
+
+
+# --- Searches -----------------------------------------------------------------------------------------------
+
+
+class Bright:
+    """Likes light pictures, and points at the upper left."""
+
+    name = "bright"
+
+    def score(self, images: Sequence[Image], tasks: Sequence[Task]) -> list[Score]:
+        found = []
+        for image in images:
+            half = image.width / 2
+            check = Check("a light corner", False, ((0.0, 0.0, half, half),))
+            found.append(Score(float(np.asarray(image.convert("L"), dtype=float).mean() / 255), (check,)))
+        return found
+
+
+SEARCHES: list[tuple[str, Any, Any, type]] = [
+    ("single", single.single, single.Single(), Sample),
+    ("best-of-n", best_of_n.best_of_n, best_of_n.BestOfN(text="distinct", width=2), Sample),
+    ("milr", latent.milr, latent.Milr(image_ratio=0.1), Noise),
+    ("repaired", latent.milr, latent.PRESETS["repaired"], Noise),
+    ("repair", repair.repair, repair.Repair(text_ratio=0.0, again=0.0, width=2), Repaint),
+]
+
+
+@pytest.mark.parametrize(("name", "search", "settings", "kind"), SEARCHES, ids=[name for name, *_ in SEARCHES])
+@pytest.mark.parametrize("family", [KLEIN, QWEN_IMAGE], ids=lambda family: family.name)
+def test_every_search_draws_records_and_replays(
+    backbone_of: Callable[[Kind], FlowBackbone], family: Any, name: str, search: Any, settings: Any, kind: type
+) -> None:
+    """No search asks what kind of model it is; and what is on record is all that it takes to draw a draft again."""
+    model = backbone_of(Kind(family))
+    (found,) = drive(model, Bright(), [Task(PROMPTS[0])], search, settings, budget=5, threshold=2.0)
+    assert isinstance(found.drafts[-1].ask.image, kind)
+    record = json.loads(json.dumps(to_record(found, model)))
+    model._finished.clear()
+    for draft, raw in zip(found.drafts, record["drafts"], strict=True):
+        read = draft_from_json(raw, draft.drawn.image)
+        assert (read.ask, read.stream) == (draft.ask, draft.stream)
+        (again,) = model.draw([Order(PROMPTS[0], read.ask, read.stream)])
+        assert (again.text_tokens, again.image_tokens) == (draft.drawn.text_tokens, draft.drawn.image_tokens)
+        assert levels_apart(again.image, draft.drawn.image) <= 1
+
+
+def test_a_repair_changes_what_the_critic_points_at(klein: FlowBackbone) -> None:
+    (found,) = drive(
+        klein,
+        Bright(),
+        [Task(PROMPTS[0])],
+        repair.repair,
+        repair.Repair(text_ratio=0.0, again=0.0),
+        budget=3,
+        threshold=2,
+    )
+    before, after = (np.asarray(draft.drawn.image, dtype=int) for draft in found.drafts[:2])
+    assert isinstance(found.drafts[1].ask.image, Repaint)
+    assert {cell // 8 < 4 and cell % 8 < 4 for cell in found.drafts[1].ask.image.free} == {True}
+    apart = np.abs(before - after).sum(-1)
+    assert apart[:16, :16].mean() > 2 * apart[20:, 20:].mean()
+
+
+# --- What cannot be asked -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("ask", "message"),
+    [
+        (Ask(image=Greedy()), "makes its pictures of noise, of which none is the most probable"),
+        (Ask(image=Sample(0.7)), "draws from has no temperature; set image_temperature to 1"),
+        (Ask(image=Forced((1, 2), then=Sample(2.0))), "has no temperature"),
+        (Ask(image=Repaint(Forced((1,) * 64, then=Sample(2.0)), frozenset({1}))), "has no temperature"),
+    ],
+)
+def test_what_noise_cannot_do_is_said_in_a_sentence(klein: FlowBackbone, ask: Ask, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        klein.draw([Order("a fox", ask, 1)])
+
+
+def test_an_empty_prompt_and_eyes_are_refused(klein: FlowBackbone) -> None:
+    assert not klein.info.sees
+    with pytest.raises(UserError, match="The prompt is empty"):
+        draw(klein, "  ")
+    for look in (klein.answer, klein.understand, lambda images, questions: klein.describe(images, questions, 3)):
+        with pytest.raises(UserError, match="cannot look at pictures, so it cannot judge its own"):
+            look([], [])
