@@ -14,6 +14,7 @@ from milr.drafts import Check, Score, Task, UserError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from milr.backbones.base import Backbone
     from milr.critics.remote.purse import Cashier
 
 
@@ -40,6 +41,15 @@ class Critic(Protocol):
     def score(self, images: Sequence[Image], tasks: Sequence[Task]) -> list[Score]:
         """One score for each image, in order."""
         ...
+
+
+def check_sees(backbone: Backbone, critic: str) -> None:
+    """Refuse a critic that asks a model which cannot look at pictures."""
+    if not getattr(backbone.info, "sees", True):
+        raise UserError(
+            f"'{critic}' asks the model that draws, and {backbone.info.name} cannot look at pictures; choose a critic "
+            "that has eyes of its own (milr list critics)."
+        )
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from milr.critics.base import Critic
+from milr.critics.base import Critic, check_sees
 from milr.critics.self_critic import question
 from milr.drafts import Score, Task, UserError
 from milr.settings import check, setting
@@ -68,6 +68,7 @@ def content(settings: Learned) -> Mapping[str, str]:
 def make(backbone: Backbone, settings: Learned) -> Critic:
     """The critic. Raises UserError where the head is not there or not for this model."""
     weight, bias = read_head(_file(settings))
+    check_sees(backbone, NAME)
     if len(weight) != backbone.info.hidden_size:
         raise UserError(
             f"The head of '{NAME}' reads states of {len(weight)} numbers, those of {backbone.info.name} have "

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from milr.critics.base import LEAST_SHARE, Critic, abstain, believed
+from milr.critics.base import LEAST_SHARE, Critic, abstain, believed, check_sees
 from milr.drafts import Score, Task, UserError
 from milr.registry import shorten
 from milr.settings import check, setting
@@ -123,6 +123,7 @@ def make(backbone: Backbone | None, settings: SelfSettings) -> Critic:
     """The critic that asks this backbone. Raises UserError where there is none, or it cannot write."""
     if backbone is None:
         raise UserError("The critic 'self' asks the model that draws, and there is none here.")
+    check_sees(backbone, NAME)
     if settings.form == "yes":
         return SelfCritic(backbone, settings.least_share)
     if not hasattr(backbone, "describe"):

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from milr.critics import self_critic
-from milr.critics.base import LEAST_SHARE, Critic, Outage, Place, abstain
+from milr.critics.base import LEAST_SHARE, Critic, Outage, Place, abstain, check_sees
 from milr.critics.base import mean as mean_of
 from milr.critics.local.models import ModelSettings
 from milr.critics.remote.chat import Chat, ChatSettings
@@ -171,6 +171,7 @@ def make(backbone: Backbone | None, settings: VqaSettings) -> Critic:
         return VqaCritic(functools.partial(model.yes_probabilities, least_share=settings.least_share), settings)
     if backbone is None:
         raise UserError(f"vqa-score,model={BACKBONE} asks the model that draws, and there is none here.")
+    check_sees(backbone, NAME)
     asks = functools.partial(self_critic.answers, backbone, least_share=settings.least_share)
     return VqaCritic(asks, settings)
 

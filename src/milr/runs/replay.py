@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from milr.drafts import Ask, Choice, Drawn, Forced, Order, Sample, UserError
 from milr.runs.generate import check_prompt
-from milr.runs.record import Record, RecordedDraft, fingerprint, read_record, versions
+from milr.runs.record import TOKENS, Record, RecordedDraft, fingerprint, read_record, versions
 
 if TYPE_CHECKING:
     from milr.backbones.base import Backbone
@@ -140,9 +140,11 @@ def likelihood_of(model: Backbone, prompt: str, drafts: Sequence[RecordedDraft])
         (drawn,) = model.draw([Order(prompt, _forced(draft, model.text_end()), draft.stream)])
         assert drawn.latents is not None, "latents were asked for"
         with torch.no_grad():
-            text = model.text_logits(drawn.latents.text)
-            image = model.image_logits(drawn.latents.image, drawn.guidance)
-        for choice, logits, tokens in ((ask.text, text, draft.text_tokens), (ask.image, image, draft.image_tokens)):
+            parts = [(ask.text, model.text_logits(drawn.latents.text), draft.text_tokens)]
+            if model.info.choices == "tokens":  # noise follows from its key, whatever model draws from it
+                image = model.image_logits(drawn.latents.image, drawn.guidance)
+                parts.append((ask.image, image, draft.image_tokens))
+        for choice, logits, tokens in parts:
             free = [at for at in _chosen(choice, len(tokens)) if at < len(logits)]
             if not free:
                 continue
@@ -227,7 +229,9 @@ def _check_fit(record: Record, model: Backbone) -> None:
     info = model.info
     with torch.no_grad():
         text_size = model.text_logits(torch.zeros(1, info.hidden_size)).shape[-1]
-        image_size = model.image_logits(torch.zeros(1, 2, info.hidden_size), 1.0).shape[-1]
+        image_size = TOKENS
+        if info.choices == "tokens":
+            image_size = model.image_logits(torch.zeros(1, 2, info.hidden_size), 1.0).shape[-1]
     for draft in record.drafts:
         image_length = len(draft.image_tokens)
         if image_length != info.image_tokens:

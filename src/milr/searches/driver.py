@@ -27,9 +27,9 @@ from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack
 import numpy as np
 
 from milr.backbones.base import Backbone
-from milr.backbones.policies import image_policy, text_policy, whole_text
+from milr.backbones.policies import image_policy, text_policy
 from milr.critics.base import Critic, hurry, judge, waits
-from milr.drafts import Ask, Cost, Draft, Drawn, Forced, Order, Score, Task, Trajectory, UserError, reaches
+from milr.drafts import Ask, Cost, Draft, Drawn, Order, Score, Task, Trajectory, UserError, reaches
 from milr.searches.base import Problem, Search
 
 if TYPE_CHECKING:
@@ -271,7 +271,7 @@ def drive_jobs(
             threshold=threshold,
             grid=backbone.info.grid,
         )
-        return Lane(search(problem, settings), job, seed, budget, threshold, problem.text.end, tell)
+        return Lane(search(problem, settings), job, seed, problem, tell)
 
     def ended(lane: Lane) -> Trajectory:
         return Trajectory(
@@ -522,13 +522,11 @@ class Lane:
         search: Search,
         job: Job,
         seed: int,
-        budget: int,
-        threshold: float,
-        text_end: int,
+        problem: Problem,
         tell: Callable[[Event], None],
     ) -> None:
         self.search, self.task, self.seed, self.seed_index = search, job.task, seed, job.seed_index
-        self.budget, self.threshold, self.text_end, self.tell = budget, threshold, text_end, tell
+        self.budget, self.threshold, self.problem, self.tell = problem.budget, problem.threshold, problem, tell
         self.recorded = list(job.recorded)
         self.drafts: list[Draft] = []
         self.notes: list[str] = []
@@ -590,9 +588,9 @@ class Lane:
         for place, ask in enumerate(self.asks):
             if self.taken[place] is None and self._needs_the_model(place):
                 if place < len(self.recorded):
-                    drawn = self.recorded[place].drawn
-                    text = Forced(whole_text(drawn, self.text_end))
-                    ask = replace(ask, text=text, image=Forced(drawn.image_tokens, free=frozenset()))
+                    draft = self.recorded[place]
+                    image = self.problem.image(draft.drawn.guidance).kept(draft)
+                    ask = replace(ask, text=self.problem.text.kept(draft), image=image)
                 found.append((place, Order(self.task.prompt, ask, self._stream(place), earlier)))
         return found
 

@@ -19,10 +19,13 @@ from milr.backbones import load
 from milr.backbones.flow.backbone import FlowBackbone, keys_of
 from milr.backbones.flow.families import KLEIN, QWEN_IMAGE
 from milr.backbones.flow.noise import coarse_to_fine, gaussian
+from milr.critics import naming
 from milr.drafts import Ask, Check, Drawn, Forced, Greedy, Noise, Order, Repaint, Sample, Score, Task, UserError
+from milr.runs.generate import generate
 from milr.runs.record import draft_from_json, to_record
+from milr.runs.replay import replay
 from milr.searches import best_of_n, latent, repair, single
-from milr.searches.driver import drive
+from milr.searches.driver import Job, drive, drive_jobs
 
 TEXT, STEPS = 10, 3
 PROMPTS = ("a red fox", "two green birds above a blue car, left of the white dog on the table", "a {reasoning} cat")
@@ -217,6 +220,27 @@ def test_every_search_draws_records_and_replays(
         assert levels_apart(again.image, draft.drawn.image) <= 1
 
 
+def test_a_generated_folder_is_replayed(klein: FlowBackbone, tmp_path: Path) -> None:
+    result = generate(klein, PROMPTS[0], reward="noise", search="repair", budget=3, width=1, out=tmp_path / "out")
+    assert result.folder
+    found = replay(result.folder, klein)
+    assert found.is_same, found
+    assert found.drafts == 3
+    pictures = [draft.drawn.cost.evaluations for draft in result.trajectory.drafts]
+    assert pictures == [2 * STEPS] * 3
+
+
+def test_a_killed_search_goes_on_from_its_records(klein: FlowBackbone) -> None:
+    """Two drafts are on record and lack the latents that the search asks for: it ends as it would have without."""
+    settings = latent.Milr(image_ratio=0.1, baseline="mean")
+    whole = drive(klein, Bright(), [Task(PROMPTS[0])], latent.milr, settings, budget=5, threshold=2.0)[0]
+    recorded = [draft.without_latents() for draft in whole.drafts[:2]]
+    job = Job(Task(PROMPTS[0]), 0, recorded)
+    (again,) = drive_jobs(klein, Bright(), iter([job]), latent.milr, settings, budget=5, threshold=2.0)
+    assert [draft.ask for draft in again.drafts] == [draft.ask for draft in whole.drafts]
+    assert [draft.drawn.image_tokens for draft in again.drafts] == [draft.drawn.image_tokens for draft in whole.drafts]
+
+
 def test_a_repair_changes_what_the_critic_points_at(klein: FlowBackbone) -> None:
     (found,) = drive(
         klein,
@@ -249,6 +273,12 @@ def test_a_repair_changes_what_the_critic_points_at(klein: FlowBackbone) -> None
 def test_what_noise_cannot_do_is_said_in_a_sentence(klein: FlowBackbone, ask: Ask, message: str) -> None:
     with pytest.raises(UserError, match=message):
         klein.draw([Order("a fox", ask, 1)])
+
+
+@pytest.mark.parametrize("critic", ["self", "self:json", "vqa-score,model=backbone", "learned"])
+def test_critics_that_need_its_eyes_say_so_before_anything_is_drawn(klein: FlowBackbone, critic: str) -> None:
+    with pytest.raises(UserError, match="cannot look at pictures; choose a critic that has eyes of its own"):
+        naming.make(critic, klein)
 
 
 def test_an_empty_prompt_and_eyes_are_refused(klein: FlowBackbone) -> None:
