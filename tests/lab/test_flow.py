@@ -3,6 +3,7 @@
 import json
 import random
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -38,7 +39,7 @@ from milr.lab.flow_model import (
 from milr.lab.language import agrees, parse, read_reading, write_reading
 from milr.lab.measure_flow import write_readings
 from milr.lab.train_dit import FlowPlan, endpoints, names
-from milr.lab.train_flow import FlowRecipe, load_pipeline, train_flow
+from milr.lab.train_flow import SMALL, load_pipeline, train_flow
 from milr.lab.train_kl import statistics
 from milr.lab.world import COLOUR_NAMES, LOOKS, NOUNS, lay_out
 
@@ -80,12 +81,14 @@ def test_every_tile_has_latents_of_its_own_and_nouns_are_equally_far_apart():
 
 
 def test_tiles_are_named_as_they_are():
-    nouns, looks = names()
-    assert (nouns[BLANK], looks[BLANK]) == (len(NOUNS) + 1, LOOKS)
+    nouns, looks, parts = names()
+    assert (nouns[BLANK], looks[BLANK], parts[BLANK]) == (len(NOUNS) + 1, LOOKS, 12)
     green = FIRST_FRAME + 8 * COLOUR_NAMES.index("green") + 5
-    assert (nouns[green], looks[green]) == (len(NOUNS), 1 + COLOUR_NAMES.index("green"))
+    assert (nouns[green], looks[green], parts[green]) == (len(NOUNS), 1 + COLOUR_NAMES.index("green"), 4 + 5)
     last = CODES - 1
-    assert (nouns[last], looks[last]) == (len(NOUNS) - 1, LOOKS - 1)
+    assert (nouns[last], looks[last], parts[last]) == (len(NOUNS) - 1, LOOKS - 1, 3)
+    # The three together are the tile.
+    assert len(set(zip(nouns.tolist(), looks.tolist(), parts.tolist(), strict=True))) == CODES
 
 
 def test_cells_are_packed_as_the_pipeline_packs_them():
@@ -280,7 +283,7 @@ def _near(one, other):
 def test_the_whole_recipe_in_two_steps(tmp_path, monkeypatch):
     monkeypatch.setattr(train_kl, "STATISTICS_PAGES", 50)
     monkeypatch.setattr(flow_data, "BLOCK", 2)
-    recipe = FlowRecipe(kl_steps=2, flow_steps=2, batch=2, size=TINY)
+    recipe = SMALL
     told = []
     folder = train_flow(tmp_path / "out", recipe, "cpu", told.append, prompts=2, pages=2)
     assert folder == tmp_path / "out" / "model"
@@ -291,14 +294,16 @@ def test_the_whole_recipe_in_two_steps(tmp_path, monkeypatch):
     for name in ("curves.png", "samples/finished.png"):
         assert (tmp_path / "out" / name).stat().st_size > 1000
     settings = json.loads((folder / "milr.json").read_text())
-    assert (settings["text_layers"], settings["steps"]) == ([2, 4, 6], 8)
+    assert settings == {
+        "image_size": 128, "steps": 8, "guidance": 1.0, "text_tokens": 96, "text_layers": [2, 4, 6],
+    }  # fmt: skip
     # The very classes, from safetensors alone.
     assert json.loads((folder / "model_index.json").read_text())["_class_name"] == "Flux2KleinPipeline"
     assert not [file for file in folder.rglob("*") if file.suffix in (".bin", ".pt", ".pkl", ".ckpt")]
     image = draw(load_pipeline(folder), ["a fox"], [0])[0]
     assert image.size == (128, 128)
     with pytest.raises(UserError, match="another recipe"):
-        train_flow(tmp_path / "out", FlowRecipe(kl_steps=3, flow_steps=2, batch=2, size=TINY), "cpu", told.append)
+        train_flow(tmp_path / "out", replace(SMALL, kl_steps=3), "cpu", told.append)
 
 
 def test_the_recipes_size_is_within_what_was_promised():

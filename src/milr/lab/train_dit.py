@@ -63,14 +63,17 @@ def normal_cells(autoencoder: Any) -> Tensor:
     return cells
 
 
-def names() -> tuple[Tensor, Tensor]:
-    """What the tiles are, [1217] each: noun (then frame, blank) and look (of a frame its colour; then blank)."""
+def names() -> tuple[Tensor, Tensor, Tensor]:
+    """What the tiles are, [1217] each: noun (then frame, blank), look (of a frame its colour; then blank) and part
+    (quadrants, then tiles of the ring, blank)."""
     codes = torch.arange(CODES)
     sprite, frame = (codes - FIRST_SPRITE).clamp(min=0) // 4, (codes - FIRST_FRAME).clamp(min=0) // FRAME_TILES
+    frame_tile = (codes - FIRST_FRAME) % FRAME_TILES
     is_sprite, is_blank = codes >= FIRST_SPRITE, codes == BLANK
     nouns = torch.where(is_sprite, sprite // LOOKS, torch.where(is_blank, len(NOUNS) + 1, len(NOUNS)))
     looks = torch.where(is_sprite, sprite % LOOKS, torch.where(is_blank, LOOKS, 1 + frame))
-    return nouns, looks
+    parts = torch.where(is_sprite, (codes - FIRST_SPRITE) % 4, torch.where(is_blank, 4 + FRAME_TILES, 4 + frame_tile))
+    return nouns, looks, parts
 
 
 def state_scales(data: Data, count: int = 64) -> Tensor:
@@ -89,22 +92,27 @@ def places(batch: int, length: int, device: torch.device) -> tuple[Tensor, Tenso
 
 
 class Namer(nn.Module):
-    """Names noun and look of every cell from the transformer's last states, which a hook keeps."""
+    """Names noun, look and part of every cell from the transformer's last states, which a hook keeps."""
 
     def __init__(self, transformer: Flux2Transformer2DModel) -> None:
         super().__init__()
-        self.nouns = nn.Linear(transformer.inner_dim, len(NOUNS) + 2)
-        self.looks = nn.Linear(transformer.inner_dim, LOOKS + 1)
+        self.heads = nn.ModuleList(nn.Linear(transformer.inner_dim, int(of.max()) + 1) for of in names())
         self.kept: Tensor | None = None
-        transformer.proj_out.register_forward_pre_hook(self._keep)
+        self.hook = transformer.proj_out.register_forward_pre_hook(self._keep)
 
     def _keep(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         self.kept = inputs[0]
 
-    def loss(self, nouns: Tensor, looks: Tensor) -> Tensor:
+    def loss(self, tokens: Tensor) -> Tensor:
+        """Summed cross-entropies of what the cells [B, 64] of the last pass hold."""
         assert self.kept is not None
         states, self.kept = self.kept.flatten(0, 1), None
-        return F.cross_entropy(self.nouns(states).float(), nouns) + F.cross_entropy(self.looks(states).float(), looks)
+        return torch.stack(
+            [
+                F.cross_entropy(head(states).float(), of.to(tokens.device)[tokens.flatten()])
+                for head, of in zip(self.heads, names(), strict=True)
+            ]
+        ).sum()
 
 
 def noise_of(seed: int, step: int, batch: int, width: int, early: float) -> tuple[Tensor, Tensor]:
@@ -133,7 +141,7 @@ def look(transformer: Flux2Transformer2DModel, states: Tensor, tokens: Tensor, c
     noise = torch.randn(*tokens.shape, cells.shape[1], generator=generator).to(cells.device)
     drawn = torch.cdist(endpoints(transformer, states, noise), cells[None].expand(len(tokens), -1, -1)).argmin(-1)
     sprite, blank = tokens >= FIRST_SPRITE, tokens == BLANK
-    nouns, looks = (one.to(tokens.device) for one in names())
+    nouns, looks, _ = (one.to(tokens.device) for one in names())
     differs = drawn != tokens
     shares = (
         differs[sprite], (nouns[drawn] != nouns[tokens])[sprite], (looks[drawn] != looks[tokens])[sprite],
@@ -163,7 +171,6 @@ def train_dit(
         nn.Module.to(part, device)
     transformer.train()
     cells = normal_cells(autoencoder).to(device)
-    nouns, looks = (one.to(device) for one in names())
     matrices = [p for name, p in transformer.named_parameters() if p.dim() == 2 and "transformer_blocks" in name]
     chosen = {id(p) for p in matrices}
     others = [p for p in [*transformer.parameters(), *namer.parameters()] if id(p) not in chosen]
@@ -192,7 +199,7 @@ def train_dit(
             velocity = transformer(
                 mixed, states.float() * scales, times, image_ids, text_ids, return_dict=False
             )[0].float()  # fmt: skip
-            named = namer.loss(nouns[tokens].flatten(), looks[tokens].flatten())
+            named = namer.loss(tokens)
         squares = (velocity - (noise - pages)).square().mean()
         (squares + plan.naming * named).backward()
         optimizer.step(schedule(step, plan.steps, hold=plan.hold))
@@ -226,6 +233,7 @@ def train_dit(
             _with_scales(transformer, 1 / scales)
             transformer.train()
             average.swap()
+    namer.hook.remove()
     average.swap()
     _with_scales(transformer, scales)
     transformer.eval().requires_grad_(False)

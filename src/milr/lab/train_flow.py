@@ -56,15 +56,13 @@ if TYPE_CHECKING:
 
 LOOKED_AT = 64  # pages that are drawn on the way, to see what is learnt; as many as the card has prompts at most
 SHEET = 32  # drafts of a sample sheet, likewise
+# What diffusers' files have no place for; written beside model_index.json.
 SETTINGS = {
-    "family": "flux2-klein",
-    "size": PAGE,
+    "image_size": PAGE,
     "steps": STEPS,
     "guidance": GUIDANCE,
+    "text_tokens": MAX_TEXT,
     "text_layers": list(TEXT_LAYERS),
-    "max_sequence_length": MAX_TEXT,
-    "between_prompt_and_reasoning": "\n",
-    "language_model": "lab",
 }
 
 
@@ -73,7 +71,7 @@ class FlowRecipe:
     """How the flow model is trained. Steps, not seconds: the same recipe gives the same data everywhere."""
 
     kl_steps: int = 1000
-    flow_steps: int = 9000
+    flow_steps: int = 6000
     batch: int = 64
     size: FlowSize = field(default_factory=FlowSize)
     seed: int = 0
@@ -81,6 +79,10 @@ class FlowRecipe:
 
     def plan(self) -> FlowPlan:
         return FlowPlan(self.flow_steps, self.seed, self.batch, self.size)
+
+
+# Two steps of everything: to see that it runs.
+SMALL = FlowRecipe(kl_steps=2, flow_steps=2, batch=2, size=FlowSize(1, 1, 1, 1.0))
 
 
 def train_flow(
@@ -163,9 +165,9 @@ def sheet(pipeline: Flux2KleinPipeline, path: Path, count: int, seed: int = 0) -
 
 def load_pipeline(folder: Path, device: str = "cpu") -> Flux2KleinPipeline:
     """A saved pipeline in single precision."""
-    made: Flux2KleinPipeline = diffusers().Flux2KleinPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    made: Flux2KleinPipeline = diffusers().Flux2KleinPipeline.from_pretrained(folder, low_cpu_mem_usage=False)
     made.set_progress_bar_config(disable=True)
-    return made.to(device)
+    return made.to(device, torch.float32)
 
 
 def write_card(out: Path, recipe: FlowRecipe, device: str, prompts: int, pages: int, tell: Tell) -> None:
