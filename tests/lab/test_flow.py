@@ -71,7 +71,7 @@ def test_every_tile_has_latents_of_its_own_and_nouns_are_equally_far_apart():
     mean, variance = statistics(pages=300)
     normal = (table - mean) / variance.sqrt()
     apart = torch.cdist(normal, normal) + 99 * torch.eye(CODES)
-    assert apart.min() > 4  # noise of 1 in every direction moves a latent by less than half of that towards another
+    assert apart.min() > 5  # noise of 1 in every direction moves a latent by less than half of that towards another
     sprites = table[FIRST_SPRITE:].view(len(NOUNS), LOOKS, 4, CELL_WIDTH)
     between = torch.cdist(sprites[:, 3, 2], sprites[:, 3, 2])[~torch.eye(len(NOUNS), dtype=torch.bool)]
     assert {round(distance, 2) for distance in between.tolist()} == {5.66, 8.0}
@@ -81,14 +81,12 @@ def test_every_tile_has_latents_of_its_own_and_nouns_are_equally_far_apart():
 
 
 def test_tiles_are_named_as_they_are():
-    nouns, looks, parts = names()
-    assert (nouns[BLANK], looks[BLANK], parts[BLANK]) == (len(NOUNS) + 1, LOOKS, 12)
+    nouns, looks = names()
+    assert (nouns[BLANK], looks[BLANK]) == (len(NOUNS) + 1, LOOKS)
     green = FIRST_FRAME + 8 * COLOUR_NAMES.index("green") + 5
-    assert (nouns[green], looks[green], parts[green]) == (len(NOUNS), 1 + COLOUR_NAMES.index("green"), 4 + 5)
+    assert (nouns[green], looks[green]) == (len(NOUNS), 1 + COLOUR_NAMES.index("green"))
     last = CODES - 1
-    assert (nouns[last], looks[last], parts[last]) == (len(NOUNS) - 1, LOOKS - 1, 3)
-    # The three together are the tile.
-    assert len(set(zip(nouns.tolist(), looks.tolist(), parts.tolist(), strict=True))) == CODES
+    assert (nouns[last], looks[last]) == (len(NOUNS) - 1, LOOKS - 1)
 
 
 def test_cells_are_packed_as_the_pipeline_packs_them():
@@ -243,7 +241,6 @@ def test_losses_fall_and_the_factors_of_the_states_end_in_the_weights(tmp_path, 
         lambda step, parts: losses.append(parts),
     )  # fmt: skip
     assert losses[-1]["velocity"] < 0.9 * losses[0]["velocity"]
-    assert losses[-1]["naming"] < 0.9 * losses[0]["naming"]
     # The pipeline gives raw states: what training multiplied them with is in the weights that read them, once.
     state = train_dit.load_state(tmp_path / "flow.pt")
     names_ = [name for name, _ in make_transformer(TINY).named_parameters()]

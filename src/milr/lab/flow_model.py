@@ -24,7 +24,7 @@ from transformers import JanusForConditionalGeneration, LlamaConfig, LlamaForCau
 
 from milr.backbones.checkpoint import find
 from milr.drafts import UserError
-from milr.lab.codes import BLANK, CODES, FIRST_FRAME, FIRST_SPRITE, FRAME_TILES, GRID
+from milr.lab.codes import CODES, FIRST_FRAME, FIRST_SPRITE, FRAME_TILES, GRID
 from milr.lab.model import ASSISTANT, BOI, BOS, EOS, USER
 from milr.lab.world import COLOUR_NAMES, LOOKS, NOUNS, PAGE
 
@@ -85,26 +85,23 @@ def _hadamard(size: int) -> Tensor:
 
 
 def tile_latents() -> Tensor:
-    """What the encoder is taught to say of every tile, [1217, 32]: noun, look, quadrant and kind each have numbers of
-    their own.
+    """What the encoder is taught to say of every tile, [1217, 32]: noun, look and part have numbers of their own, 1 or
+    -1 where a tile has one and 0 where not. Blank paper is 0.
 
     So a noun is one thing to learn, whatever its colour, and all pairs of nouns are about equally far apart.
     """
-    nouns, looks, quadrants, ring = _far_apart(len(NOUNS)), _far_apart(LOOKS), _signs(2), _signs(3)
+    nouns, looks, ring = _far_apart(len(NOUNS)), _far_apart(LOOKS), _signs(3)
+    across, down = _signs(2).T
+    quadrants = torch.stack([across, down, across * down, across, down], 1)  # learnt last when they were but two
+    noun_at, look_at, quadrant_at, ring_at = slice(0, 16), slice(16, 24), slice(24, 29), slice(29, 32)
     table = torch.zeros(CODES, CELL_WIDTH)
-    noun_at, look_at, quadrant_at, ring_at, kind_at = (
-        slice(0, 16), slice(16, 24), slice(24, 26), slice(26, 29), slice(29, 32),
-    )  # fmt: skip
     sprites = table[FIRST_SPRITE:].view(len(NOUNS), LOOKS, 4, CELL_WIDTH)
     sprites[..., noun_at] = nouns[:, None, None]
     sprites[..., look_at] = looks[None, :, None]
-    sprites[..., quadrant_at] = quadrants[None, None]
-    sprites[..., kind_at] = torch.tensor([1.0, 0.0, 0.0])
+    sprites[..., quadrant_at] = quadrants
     frames = table[FIRST_FRAME:FIRST_SPRITE].view(len(COLOUR_NAMES), FRAME_TILES, CELL_WIDTH)
     frames[..., look_at] = looks[1:, None]
     frames[..., ring_at] = ring
-    frames[..., kind_at] = torch.tensor([0.0, 1.0, 0.0])
-    table[BLANK, kind_at] = torch.tensor([0.0, 0.0, 1.0])
     return table
 
 

@@ -2,8 +2,6 @@
 
 Between noise n and a page x the point at time t is (1 - t) x + t n, and what is learnt is its velocity n - x, as the
 pipeline's scheduler asks for it. Most times are early (much noise), where only the text says what is drawn.
-Beside that a head, thrown away afterwards, names from the last states what every cell holds: squared error alone is
-slow to tell 32 nouns apart.
 Frozen states differ in scale from number to number. They are evened out for training, and the factors end up in the
 weights of the transformer's text embedder, so the pipeline needs to know nothing of it.
 """
@@ -18,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from milr.lab.codes import BLANK, CODES, FIRST_FRAME, FIRST_SPRITE, FRAME_TILES, GRID, TOKENS
@@ -34,7 +31,6 @@ if TYPE_CHECKING:
 MUON_RATE, ADAM_RATE = 0.02, 3e-3
 AVERAGE = 0.999
 EARLY = 0.5  # centre of the logit of t, whose spread is 1
-NAMING = 0.3  # weight of the head that names cells
 REPORT_EVERY, SAVE_EVERY, LOOK_EVERY, SNAPSHOT_EVERY = 10, 50, 500, 1000  # steps
 LOOKED_FOR = ("wrong tiles", "wrong nouns", "wrong looks", "wrong blank", "wrong pages")
 STATE = "flow.pt"
@@ -46,12 +42,11 @@ class FlowPlan:
 
     steps: int
     seed: int = 0
-    batch: int = 64
+    batch: int = 32
     size: FlowSize = field(default_factory=FlowSize)
     muon_rate: float = MUON_RATE
     adam_rate: float = ADAM_RATE
     early: float = EARLY
-    naming: float = NAMING
     hold: float = 0.4  # share of the steps before the learning rate falls
 
 
@@ -63,17 +58,14 @@ def normal_cells(autoencoder: Any) -> Tensor:
     return cells
 
 
-def names() -> tuple[Tensor, Tensor, Tensor]:
-    """What the tiles are, [1217] each: noun (then frame, blank), look (of a frame its colour; then blank) and part
-    (quadrants, then tiles of the ring, blank)."""
+def names() -> tuple[Tensor, Tensor]:
+    """What the tiles are, [1217] each: noun (then frame, blank) and look (of a frame its colour; then blank)."""
     codes = torch.arange(CODES)
     sprite, frame = (codes - FIRST_SPRITE).clamp(min=0) // 4, (codes - FIRST_FRAME).clamp(min=0) // FRAME_TILES
-    frame_tile = (codes - FIRST_FRAME) % FRAME_TILES
     is_sprite, is_blank = codes >= FIRST_SPRITE, codes == BLANK
     nouns = torch.where(is_sprite, sprite // LOOKS, torch.where(is_blank, len(NOUNS) + 1, len(NOUNS)))
     looks = torch.where(is_sprite, sprite % LOOKS, torch.where(is_blank, LOOKS, 1 + frame))
-    parts = torch.where(is_sprite, (codes - FIRST_SPRITE) % 4, torch.where(is_blank, 4 + FRAME_TILES, 4 + frame_tile))
-    return nouns, looks, parts
+    return nouns, looks
 
 
 def state_scales(data: Data, count: int = 64) -> Tensor:
@@ -89,30 +81,6 @@ def places(batch: int, length: int, device: torch.device) -> tuple[Tensor, Tenso
     image: Tensor = pipeline._prepare_latent_ids(torch.empty(1, 1, GRID, GRID))
     text: Tensor = pipeline._prepare_text_ids(torch.empty(1, length, 1))
     return image.to(device), text.to(device)
-
-
-class Namer(nn.Module):
-    """Names noun, look and part of every cell from the transformer's last states, which a hook keeps."""
-
-    def __init__(self, transformer: Flux2Transformer2DModel) -> None:
-        super().__init__()
-        self.heads = nn.ModuleList(nn.Linear(transformer.inner_dim, int(of.max()) + 1) for of in names())
-        self.kept: Tensor | None = None
-        self.hook = transformer.proj_out.register_forward_pre_hook(self._keep)
-
-    def _keep(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        self.kept = inputs[0]
-
-    def loss(self, tokens: Tensor) -> Tensor:
-        """Summed cross-entropies of what the cells [B, 64] of the last pass hold."""
-        assert self.kept is not None
-        states, self.kept = self.kept.flatten(0, 1), None
-        return torch.stack(
-            [
-                F.cross_entropy(head(states).float(), of.to(tokens.device)[tokens.flatten()])
-                for head, of in zip(self.heads, names(), strict=True)
-            ]
-        ).sum()
 
 
 def noise_of(seed: int, step: int, batch: int, width: int, early: float) -> tuple[Tensor, Tensor]:
@@ -141,7 +109,7 @@ def look(transformer: Flux2Transformer2DModel, states: Tensor, tokens: Tensor, c
     noise = torch.randn(*tokens.shape, cells.shape[1], generator=generator).to(cells.device)
     drawn = torch.cdist(endpoints(transformer, states, noise), cells[None].expand(len(tokens), -1, -1)).argmin(-1)
     sprite, blank = tokens >= FIRST_SPRITE, tokens == BLANK
-    nouns, looks, _ = (one.to(tokens.device) for one in names())
+    nouns, looks = (one.to(tokens.device) for one in names())
     differs = drawn != tokens
     shares = (
         differs[sprite], (nouns[drawn] != nouns[tokens])[sprite], (looks[drawn] != looks[tokens])[sprite],
@@ -166,20 +134,18 @@ def train_dit(
     """
     transformer = make_transformer(plan.size, plan.seed)
     scales = state_scales(data)
-    namer = Namer(transformer)
-    for part in (transformer, namer, data.writer):
+    for part in (transformer, data.writer):
         nn.Module.to(part, device)
     transformer.train()
     cells = normal_cells(autoencoder).to(device)
     matrices = [p for name, p in transformer.named_parameters() if p.dim() == 2 and "transformer_blocks" in name]
     chosen = {id(p) for p in matrices}
-    others = [p for p in [*transformer.parameters(), *namer.parameters()] if id(p) not in chosen]
+    others = [p for p in transformer.parameters() if id(p) not in chosen]
     optimizer = MuonAndAdamW(matrices, others, plan.muon_rate, plan.adam_rate)
     average = MovingAverage(transformer.parameters(), AVERAGE)
     start, seconds_before = 0, 0.0
     if state := load_state(folder / STATE):
         transformer.load_state_dict(state["model"])
-        namer.load_state_dict(state["namer"])
         optimizer.load_state_dict(state["optimizer"])
         for mean, saved in zip(average.average, state["average"], strict=True):
             mean.copy_(saved)
@@ -199,9 +165,8 @@ def train_dit(
             velocity = transformer(
                 mixed, states.float() * scales, times, image_ids, text_ids, return_dict=False
             )[0].float()  # fmt: skip
-            named = namer.loss(tokens)
         squares = (velocity - (noise - pages)).square().mean()
-        (squares + plan.naming * named).backward()
+        squares.backward()
         optimizer.step(schedule(step, plan.steps, hold=plan.hold))
         average.update(step)
         if (step + 1) % LOOK_EVERY == 0 or step == plan.steps - 1:
@@ -211,13 +176,12 @@ def train_dit(
         if step % REPORT_EVERY == 0 or step == plan.steps - 1:
             elapsed = time.monotonic() - began
             rate = {"pages a second": (step + 1 - start) * plan.batch / elapsed}
-            report(step, {"velocity": squares.item(), "naming": named.item(), **rate, **seen})
+            report(step, {"velocity": squares.item(), **rate, **seen})
         if (step + 1) % SAVE_EVERY == 0 or step == plan.steps - 1:
             save_state(
                 folder / STATE,
                 {
                     "model": transformer.state_dict(),
-                    "namer": namer.state_dict(),
                     "optimizer": optimizer.state_dict(),
                     "average": average.average,
                     "scales": scales,
@@ -233,7 +197,6 @@ def train_dit(
             _with_scales(transformer, 1 / scales)
             transformer.train()
             average.swap()
-    namer.hook.remove()
     average.swap()
     _with_scales(transformer, scales)
     transformer.eval().requires_grad_(False)

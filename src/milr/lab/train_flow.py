@@ -71,8 +71,8 @@ class FlowRecipe:
     """How the flow model is trained. Steps, not seconds: the same recipe gives the same data everywhere."""
 
     kl_steps: int = 1000
-    flow_steps: int = 6000
-    batch: int = 64
+    flow_steps: int = 9000
+    batch: int = 32
     size: FlowSize = field(default_factory=FlowSize)
     seed: int = 0
     threads: int = 0  # 0 = all cores
