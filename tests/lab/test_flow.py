@@ -171,7 +171,7 @@ def test_drawing_errors_come_with_the_pages():
 def test_a_batch_depends_on_its_step_alone(writer, monkeypatch):
     monkeypatch.setattr(flow_data, "BLOCK", 2)
     monkeypatch.setattr(flow_data, "USES", 2)
-    one, other = (Data(0, 2, *writer) for _ in range(2))
+    one, other = (Data(0, 8, *writer) for _ in range(2))
     ahead = [one.batch(step) for step in range(6)]
     for step in (5, 1, 3):
         states, tokens = other.batch(step)
@@ -179,7 +179,7 @@ def test_a_batch_depends_on_its_step_alone(writer, monkeypatch):
         assert torch.equal(tokens, ahead[step][1])
     # A text comes again, with another page.
     assert torch.equal(ahead[0][0], ahead[2][0])
-    assert not torch.equal(ahead[4][1], ahead[0][1])
+    assert not torch.equal(ahead[2][1], ahead[0][1])
 
 
 # --- Training -------------------------------------------------------------------------------------------------
