@@ -280,6 +280,7 @@ def _near(one, other):
 def test_the_whole_recipe_in_two_steps(tmp_path, monkeypatch):
     monkeypatch.setattr(train_kl, "STATISTICS_PAGES", 50)
     monkeypatch.setattr(flow_data, "BLOCK", 2)
+    monkeypatch.setattr(train_dit, "SNAPSHOT_EVERY", 1)
     recipe = SMALL
     told = []
     folder = train_flow(tmp_path / "out", recipe, "cpu", told.append, prompts=2, pages=2)
@@ -288,7 +289,7 @@ def test_the_whole_recipe_in_two_steps(tmp_path, monkeypatch):
     card = json.loads((tmp_path / "out" / "card.json").read_text())
     assert card["measured"]["profile"]["all"]["success"]["of"] == 2
     assert "| transformer | 2 |" in (tmp_path / "out" / "card.md").read_text()
-    for name in ("curves.png", "samples/finished.png"):
+    for name in ("curves.png", "samples/step-000001.png", "samples/finished.png"):
         assert (tmp_path / "out" / name).stat().st_size > 1000
     settings = json.loads((folder / "milr.json").read_text())
     assert settings == {
