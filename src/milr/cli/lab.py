@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -68,6 +69,36 @@ def lab_train(
     }  # fmt: skip
     recipe = Recipe(**{name: steps for name, steps in asked.items() if steps is not None}, seed=seed, threads=threads)
     print(train(out, recipe, device, tell=lambda line: print(line, file=sys.stderr, flush=True), prompts=prompts))
+
+
+@app.command("train-flow")
+def lab_train_flow(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of pipeline, card, curves and samples.")],
+    kl_steps: Annotated[
+        int | None, typer.Option(min=1, help="Steps of the autoencoder.", show_default="recipe")
+    ] = None,
+    flow_steps: Annotated[
+        int | None, typer.Option(min=1, help="Steps of the transformer.", show_default="recipe")
+    ] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Pages a step.", show_default="recipe")] = None,
+    small: Annotated[bool, typer.Option("--small", help="Two steps of everything, to see that it runs.")] = False,
+    prompts: Annotated[
+        int | None, typer.Option(min=1, help="Test prompts of the card.", show_default="600; small 2")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of weights and data.")] = 0,
+    threads: Annotated[int, typer.Option(min=0, help="Processor threads; 0 is all.")] = 0,
+    device: Device = "auto",
+) -> None:
+    """Train the embedded flow model from scratch; killed, the same command goes on where it stopped."""
+    with loading("torch", progress_console()):
+        from milr.lab.train_flow import SMALL, FlowRecipe, train_flow
+
+    asked = {"kl_steps": kl_steps, "flow_steps": flow_steps, "batch": batch}
+    given: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
+    recipe = replace(SMALL if small else FlowRecipe(), seed=seed, threads=threads, **given)
+    of = prompts or (2 if small else 600)
+    tell = lambda line: print(line, file=sys.stderr, flush=True)  # noqa: E731
+    print(train_flow(out, recipe, device, tell, prompts=of, pages=min(300, of)))
 
 
 @app.command("train-critic")

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from milr.backbones.base import Backbone
 from milr.drafts import Ask, Drawn, Forced, Greedy, Order, Sample
@@ -25,7 +26,7 @@ from milr.lab.curriculum import CATEGORIES, Item, contradict, unseen_items
 from milr.lab.detector import check, look_at, page_of
 from milr.lab.language import agrees, read_reading, write_plan, write_reading
 from milr.lab.questions import ask
-from milr.lab.world import lay_out, render, to_image
+from milr.lab.world import Meaning, lay_out, render, to_image
 from milr.statistics import wilson
 
 # What the lab model is a scale model of: Janus-Pro-7B on GenEval (its paper, table 4) and on WISE (MILR, table 3).
@@ -33,6 +34,7 @@ PUBLISHED = {
     "single": 0.99, "two": 0.89, "counting": 0.59, "colours": 0.90, "position": 0.79, "attribute": 0.66, "riddle": 0.35,
 }  # fmt: skip
 BATCH = 64
+OBEDIENCE_STREAM = 5_000_000  # first stream of the drafts that are told what to draw
 
 Tell = Callable[[str], None]
 
@@ -60,9 +62,14 @@ def profile(backbone: Backbone, items: Sequence[Item], ask: Ask | None = None, s
     """Success of one draft by category, failures split into wrong readings and wrong drawings of right readings."""
     ask = ask or Ask(text=Greedy(), image=Sample())
     drawn = draw_all(backbone, [Order(item.prompt, ask, stream + n) for n, item in enumerate(items)])
+    return profile_of(items, [d.reasoning for d in drawn], [d.image for d in drawn])
+
+
+def profile_of(items: Sequence[Item], reasonings: Sequence[str], images: Sequence[Image.Image]) -> dict[str, Any]:
+    """`profile` of drafts that were made already."""
     rows = []
-    for item, one, page in zip(items, drawn, look_at([d.image for d in drawn]), strict=True):
-        reading = read_reading(one.reasoning)
+    for item, reasoning, page in zip(items, reasonings, look_at(images), strict=True):
+        reading = read_reading(reasoning)
         right = reading is not None and reading.consistent and agrees(reading.meaning, item.meaning)
         checks = check(item.meaning, page)
         rows.append((item, right, all(c.passed for c in checks), sum(c.passed for c in checks) / len(checks)))
@@ -104,17 +111,29 @@ def obedience(backbone: Backbone, items: Sequence[Item], seed: int = 0) -> dict[
     `changed_thing`: the checks that the change is about pass, as the reading says. `whole_reading`: every check does.
     `prompt_wins`: the picture shows the prompt instead.
     """
-    rng = random.Random(f"obedience-{seed}")
-    orders, meanings = [], []
-    for number, item in enumerate(items):
-        other = contradict(item.meaning, rng)
-        reading = write_reading(other, lay_out(other, rng, plain_frame=1.0))
+    contradictions = contradicting_readings(items, seed)
+    orders = []
+    for number, (item, (_, reading)) in enumerate(zip(items, contradictions, strict=True)):
         tokens = (*backbone.encode_text(" " + reading), backbone.text_end())
-        orders.append(Order(item.prompt, Ask(text=Forced(tokens), image=Sample()), 5_000_000 + number))
-        meanings.append(other)
-    drawn = draw_all(backbone, orders)
+        orders.append(Order(item.prompt, Ask(text=Forced(tokens), image=Sample()), OBEDIENCE_STREAM + number))
+    images = [d.image for d in draw_all(backbone, orders)]
+    return obedience_of(items, [other for other, _ in contradictions], images)
+
+
+def contradicting_readings(items: Sequence[Item], seed: int) -> list[tuple[Meaning, str]]:
+    """For each prompt a meaning that differs in one thing, and a reading that says it."""
+    rng = random.Random(f"obedience-{seed}")
+    made = []
+    for item in items:
+        other = contradict(item.meaning, rng)
+        made.append((other, write_reading(other, lay_out(other, rng, plain_frame=1.0))))
+    return made
+
+
+def obedience_of(items: Sequence[Item], meanings: Sequence[Meaning], images: Sequence[Image.Image]) -> dict[str, Any]:
+    """`obedience` of pictures that were drawn already."""
     followed, whole, ignored = [], [], []
-    for item, other, page in zip(items, meanings, look_at([d.image for d in drawn]), strict=True):
+    for item, other, page in zip(items, meanings, look_at(images), strict=True):
         before = {c.text.split(" (")[0]: c for c in check(item.meaning, page)}
         after = {c.text.split(" (")[0]: c for c in check(other, page)}
         new = [c for text, c in after.items() if text not in before]
@@ -218,12 +237,13 @@ def measure(
     return report
 
 
-def to_markdown(report: dict[str, Any]) -> str:
-    """The measured part of a model card, as tables."""
+def cell(value: dict[str, Any]) -> str:
+    """A share and its interval."""
+    return f"{value['share']:.2f} [{value['low']:.2f}, {value['high']:.2f}]" if value["of"] else "none"
 
-    def cell(value: dict[str, Any]) -> str:
-        return f"{value['share']:.2f} [{value['low']:.2f}, {value['high']:.2f}]" if value["of"] else "none"
 
+def profile_lines(report: dict[str, Any]) -> list[str]:
+    """The table of success by category, and what the failures were."""
     lines = [
         f"{report['prompts']} unseen prompts (seed {report['seed']}), one draft each (greedy text, sampled image, "
         f"guidance {report['guidance']}); 95 % Wilson intervals.",
@@ -236,27 +256,50 @@ def to_markdown(report: dict[str, Any]) -> str:
         published = f"{PUBLISHED[category]:.2f}" if category in PUBLISHED else ""
         cells = [row["success"], row["reading_right"], row["drawn_right_if_read_right"]]
         lines.append(f"| {category} | {cell(cells[0])} | {published} | {cell(cells[1])} | {cell(cells[2])} |")
-    profile_, misread = report["profile"], report["right_plan_when_misread"]
-    obeys, sees, draws = report["obedience"], report["understanding"], report["decoder"]
-    lines += [
+    return [
+        *lines,
         "",
-        f"- Failures: {profile_['wrong_reading']} wrong readings, {profile_['wrong_drawing']} wrong drawings of a "
-        "right reading.",
+        f"- Failures: {report['profile']['wrong_reading']} wrong readings, {report['profile']['wrong_drawing']} wrong "
+        "drawings of a right reading.",
+    ]
+
+
+def obedience_line(report: dict[str, Any]) -> str:
+    """What became of readings that contradict their prompt."""
+    obeys = report["obedience"]
+    return (
+        f"- Obedience to a forced reading that contradicts the prompt in one thing: the changed thing is drawn in "
+        f"{cell(obeys['changed_thing'])}, the whole reading in {cell(obeys['whole_reading'])}; the prompt wins in "
+        f"{cell(obeys['prompt_wins'])} ({obeys['whole_reading']['of']} readings)."
+    )
+
+
+def guidance_line(report: dict[str, Any]) -> str:
+    """Success at other scales of guidance."""
+    return (
+        "- Success by guidance scale: "
+        + "; ".join(f"{scale}: {cell(value)}" for scale, value in report["guidance_sweep"].items())
+        + f" ({next(iter(report['guidance_sweep'].values()))['of']} prompts each, seed {report['seed'] + 1})."
+    )
+
+
+def to_markdown(report: dict[str, Any]) -> str:
+    """The measured part of a model card, as tables."""
+
+    misread, sees, draws = report["right_plan_when_misread"], report["understanding"], report["decoder"]
+    lines = [
+        *profile_lines(report),
         "- Probability of the right plan where the reading is wrong (quantiles .05, .25, .5, .75, .95): "
         f"{', '.join(f'{q:.3f}' for q in misread['quantiles'])}; "
         f"between .02 and .3: {cell(misread['between_.02_and_.3'])}.",
-        f"- Obedience to a forced reading that contradicts the prompt in one thing: the changed thing is drawn in "
-        f"{cell(obeys['changed_thing'])}, the whole reading in {cell(obeys['whole_reading'])}; the prompt wins in "
-        f"{cell(obeys['prompt_wins'])} ({obeys['whole_reading']['of']} readings).",
+        obedience_line(report),
         f"- Yes/no questions about pages ({sees['decoded_pages']['all']['of']}): balanced accuracy "
         f"{sees['clean_pages']['balanced_accuracy']:.2f} on clean pages, "
         f"{sees['decoded_pages']['balanced_accuracy']:.2f} on pages from the model's own decoder "
         f"(all answers right: {cell(sees['decoded_pages']['all'])}).",
         f"- Image tokenizer: true tokens decode to pages that pass every check in {cell(draws['exact'])} of "
         f"{draws['exact']['of']}; PSNR {draws['psnr']} dB.",
-        "- Success by guidance scale: "
-        + "; ".join(f"{scale}: {cell(value)}" for scale, value in report["guidance_sweep"].items())
-        + f" ({next(iter(report['guidance_sweep'].values()))['of']} prompts each, seed {report['seed'] + 1}).",
+        guidance_line(report),
         "",
     ]
     return "\n".join(lines)

@@ -87,7 +87,7 @@ def train(out: Path, recipe: Recipe = Recipe(), device: str = "auto", tell: Tell
         state.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"Cannot write to '{out}' ({error.strerror}); choose another --out.") from error
-    _keep_recipe(state / "recipe.json", recipe)
+    keep_recipe(state / "recipe.json", recipe)
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
     tokenizer = _tokenizer(state / "tokenizer", recipe.seed)
@@ -134,7 +134,8 @@ def plans(recipe: Recipe) -> dict[str, LmPlan]:
     }
 
 
-def _keep_recipe(path: Path, recipe: Recipe) -> None:
+def keep_recipe(path: Path, recipe: Any) -> None:
+    """Write the recipe (a dataclass) beside the state; raises UserError where that is of another one."""
     fixed = {key: value for key, value in asdict(recipe).items() if key != "threads"}
     if path.exists() and json.loads(path.read_text()) != fixed:
         raise UserError(f"'{path.parent.parent}' holds a training of another recipe; choose another --out.")
@@ -294,7 +295,7 @@ def curves(lines: Sequence[dict[str, Any]]) -> Image.Image:
     inks = ("#0550ae", "#cf222e", "#1a7f37", "#8250df")
     for panel, stage in enumerate(stages):
         rows = [line for line in lines if line["stage"] == stage]
-        names = [n for n in rows[0] if n not in ("stage", "step", "psnr", "wrong")]
+        names = [n for n in rows[0] if n not in ("stage", "step", "psnr", "wrong", "pages a second")]
         values = np.array([[max(1e-4, row[name]) for name in names] for row in rows])
         low, high = np.log10(values.min()), np.log10(values.max()) + 0.05
         last = max(1, rows[-1]["step"])
