@@ -81,7 +81,7 @@ def names() -> dict[str, str]:
 
 
 def load(name: str = "lab", device: str = "auto", dtype: str = "auto", speculate: str | None = None) -> Backbone:
-    """Load a model: a preset, the hub id or directory of any Janus checkpoint, or an entry point's name.
+    """Load a model: a preset, the hub id or directory of any Janus checkpoint or flow pipeline, or an entry point's name.
 
     Args:
         device: 'auto' (a CUDA GPU if there is one), 'cpu', or any that torch reports: 'cuda:1', 'mps', 'xpu', ...
@@ -102,11 +102,10 @@ def load(name: str = "lab", device: str = "auto", dtype: str = "auto", speculate
         with lightly():
             from milr.backbones.flow.folder import is_pipeline
 
-            source = PRESETS[name].source if name in PRESETS else name
-            if PRESETS[name].is_flow if name in PRESETS else is_pipeline(source):
+            if PRESETS[name].is_flow if name in PRESETS else is_pipeline(name):
                 from milr.backbones.flow.backbone import load_flow
 
-                backbone = load_flow(source, device=device, dtype=dtype)
+                backbone = load_flow(name, device=device, dtype=dtype)
             else:
                 from milr.backbones.janus import load_janus
 

@@ -32,6 +32,7 @@ from PIL import Image
 from milr.backbones.base import Backbone
 from milr.disk import write_atomically
 from milr.drafts import Ask, Choice, Drawn, Forced, Greedy, Order, Sample, UserError
+from milr.hub import PIPELINE
 from milr.version import __version__
 
 PROMPT = "a red fox to the left of two blue birds"
@@ -172,6 +173,11 @@ def measure(
     """Measure one image alone and `images` at once (None: a batch that suits the device), of each image only `tokens`
     tokens (None: as many as a few seconds allow). `say` hears what is being done. Raises UserError."""
     count = backbone.info.image_tokens
+    if backbone.info.choices != "tokens":
+        raise UserError(
+            f"{backbone.info.name} makes its pictures of noise, and what is measured here are tokens; milr generate "
+            "says how long each of its drafts takes."
+        )
     if tokens is not None and not 2 <= tokens <= count:
         raise UserError(f"--tokens is a number from 2 to {count}, the tokens of an image of this model, not {tokens}.")
     if images is not None and not 1 <= images <= 4096:
@@ -653,6 +659,8 @@ def reckoning_for(model: str, device: str, dtype: str) -> Reckoning | None:
     source = PRESETS[model].source if model in PRESETS else model
     if source and not Path(source).is_dir() and "/" not in source:
         return None  # of another package: nothing is known of it before it is loaded
+    if PRESETS[model].is_flow if model in PRESETS else Path(model, PIPELINE).is_file():
+        return None
     found = find(model, device, dtype)
     name, kind = found.name, str(found.dtype).removeprefix("torch.")
     identity = _identity(name, str(found.device), kind, found.config)

@@ -19,6 +19,7 @@ from milr.backbones import load
 from milr.backbones.flow.backbone import FlowBackbone, keys_of
 from milr.backbones.flow.families import KLEIN, QWEN_IMAGE
 from milr.backbones.flow.noise import coarse_to_fine, gaussian
+from milr.backbones.speed import measure
 from milr.critics import naming
 from milr.drafts import Ask, Check, Drawn, Forced, Greedy, Noise, Order, Repaint, Sample, Score, Task, UserError
 from milr.runs.generate import generate
@@ -279,6 +280,12 @@ def test_what_noise_cannot_do_is_said_in_a_sentence(klein: FlowBackbone, ask: As
 def test_critics_that_need_its_eyes_say_so_before_anything_is_drawn(klein: FlowBackbone, critic: str) -> None:
     with pytest.raises(UserError, match="cannot look at pictures; choose a critic that has eyes of its own"):
         naming.make(critic, klein)
+
+
+def test_speed_is_not_measured_in_tokens_that_it_has_not(klein: FlowBackbone) -> None:
+    with pytest.raises(UserError, match="makes its pictures of noise, and what is measured here are tokens"):
+        measure(klein)
+    assert klein.good_width == 1
 
 
 def test_an_empty_prompt_and_eyes_are_refused(klein: FlowBackbone) -> None:

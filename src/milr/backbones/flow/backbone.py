@@ -52,6 +52,8 @@ def keys_of(stream: int, count: int) -> Keys:
 class FlowBackbone:
     """A flow model with a text encoder that writes. See `milr.backbones.base.Backbone`."""
 
+    good_width = 1  # drafts of one prompt at once: each is arithmetic, so that a batch takes as long as all of them
+
     def __init__(self, drawer: Drawer) -> None:
         if not drawer.writes:
             raise UserError(
