@@ -584,3 +584,32 @@ def test_speculation_can_be_switched_off(tiny_checkpoint: Path, monkeypatch: pyt
         load(folder, device="cpu")
     with pytest.raises(UserError, match="speculate is 'auto' or 'off', not 'no'"):
         load(folder, device="cpu", speculate="no")
+
+
+# --- Work -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_the_work_of_a_draft_is_that_of_one_reading_of_it(pair: Any, guidance: float) -> None:
+    """Counted by torch in transformers' own forward of the whole text and picture: neither how many tokens a pass has,
+    nor how often a guess is read again, is part of it."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    drawn = draw(pair.ours, PROMPTS[1], 3, text=Sample(), guidance=guidance)
+    prompts, core = pair.ours.prompts, pair.theirs.model
+    request, drawing = prompts.reasoning(PROMPTS[1]), prompts.drawing(PROMPTS[1], drawn.reasoning)
+    rows = [drawing] if guidance == 1 else [drawing, prompts.undrawn(drawing)]
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        states = core.language_model(input_ids=torch.tensor([[*request, *drawn.text_tokens]])).last_hidden_state
+        pair.theirs.lm_head(states[:, -drawn.cost.text_tokens :])
+        ids = torch.tensor([[*row, *row[: len(drawn.image_tokens) - 1]] for row in rows])  # what a token is matters not
+        states = core.language_model(input_ids=ids).last_hidden_state
+        core.generation_head(states[:, -len(drawn.image_tokens) :])
+        pair.theirs.decode_image_tokens(torch.tensor([drawn.image_tokens]))
+    # Scores of what lies behind a token are counted there too, and thrown away.
+    decoder = pair.ours._decoder
+    behind = [
+        length * (length - 1) // 2 for length in (len(request) + len(drawn.text_tokens), *[ids.shape[1]] * len(rows))
+    ]
+    unseen = 4 * len(decoder.layers) * decoder.heads * decoder.head_dim * sum(behind)
+    assert drawn.cost.work == pytest.approx(counter.get_total_flops() - unseen, rel=0.03)

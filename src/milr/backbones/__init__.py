@@ -81,7 +81,7 @@ def names() -> dict[str, str]:
 
 
 def load(name: str = "lab", device: str = "auto", dtype: str = "auto", speculate: str | None = None) -> Backbone:
-    """Load a model: a preset, the hub id or directory of any Janus checkpoint or flow pipeline, or an entry point's name.
+    """Load a model: a preset, the hub id or directory of a Janus checkpoint or flow pipeline, or an entry point's name.
 
     Args:
         device: 'auto' (a CUDA GPU if there is one), 'cpu', or any that torch reports: 'cuda:1', 'mps', 'xpu', ...

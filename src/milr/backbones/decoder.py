@@ -92,6 +92,13 @@ class Decoder:
         matrices = [matrix for layer in self.layers for matrix in (layer.qkv, layer.out, layer.gate_up, layer.down)]
         return sum(matrix.numel() * matrix.element_size() for matrix in matrices)
 
+    def work(self, tokens: int) -> int:
+        """Floating point operations to read so many tokens, each behind those before it: two for every weight, and four
+        for every number of every query and earlier key."""
+        weights = self.layer_bytes // self.weight.element_size()
+        scores = len(self.layers) * self.heads * self.head_dim * tokens * (tokens + 1) // 2
+        return 2 * weights * tokens + 4 * scores
+
     def new_cache(self, rows: int, slots: int, memory: Tensor | None = None) -> Cache:
         """An empty cache, in `memory` (flat, of `cache_size` numbers) where that is given."""
         weight = self.weight

@@ -367,6 +367,7 @@ class JanusBackbone:
                 seconds=seconds,
                 text_passes=text.passes,
                 image_passes=picture.passes,
+                work=self._work(text, picture, self._guidance(order)),
             )
             drawn.append(
                 Drawn(
@@ -381,6 +382,35 @@ class JanusBackbone:
                 )
             )
         return drawn
+
+    def _work(self, text: Decoded, picture: Decoded, guidance: float) -> float:
+        """Floating point operations of a draft, whatever it was guessed from and however often it was read again."""
+        branches = 1 if guidance == 1.0 else 2
+        head = sum(weights.numel() for weights in self.model.model.generation_head.parameters())
+        words = self._decoder.work(text.sampled + text.prefilled) + 2 * self.model.lm_head.weight.numel() * text.sampled
+        tokens = self._decoder.work(picture.sampled + picture.prefilled) + 2 * head * picture.sampled
+        return float(words + branches * tokens + self._work_of_pixels)
+
+    @cached_property
+    def _work_of_pixels(self) -> int:
+        """Of one picture: two operations for every weight of every convolution and every place that it makes, seen in
+        one picture. (torch's own counter loads its compiler first.)"""
+        made = 0
+
+        def count(convolution: torch.nn.Module, _: Any, places: Tensor) -> None:
+            nonlocal made
+            made += 2 * cast(Tensor, convolution.weight).numel() * places.shape[-2] * places.shape[-1]
+
+        parts = [part for part in self.model.model.vqmodel.modules() if isinstance(part, torch.nn.Conv2d)]
+        hooks = [part.register_forward_hook(count) for part in parts]
+        try:
+            self.model.decode_image_tokens(
+                torch.zeros(1, self.info.image_tokens, dtype=torch.long, device=self.model.device)
+            )
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return made
 
     def _latents(self, text: Tensor, image: Tensor) -> Latents:
         """What a search gets, on the model's device, where its heads are; searches compute in float64, which Apple's

@@ -197,7 +197,8 @@ class FlowBackbone:
                         work=float(
                             self.drawer.flops(request)
                             + self.drawer.encoding_flops(request.conditioning)
-                            + 2 * self._weights * (text.sampled + text.prefilled)
+                            + self._decoder.work(text.sampled + text.prefilled)
+                            + 2 * self._vocabulary * self._decoder.hidden_size * text.sampled
                         ),
                     ),
                 )
@@ -295,8 +296,8 @@ class FlowBackbone:
         return self.drawer.channels * self.drawer.grid**2
 
     @property
-    def _weights(self) -> int:
-        return self._decoder.layer_bytes // self._decoder.weight.element_size()
+    def _vocabulary(self) -> int:
+        return len(self._decoder.embed_tokens.weight)
 
     def _blind(self) -> UserError:
         return UserError(
