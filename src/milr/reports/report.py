@@ -196,6 +196,9 @@ class _Maker:
             "prefilled_tokens": _mean(sum(o.prefilled) for o in flat) if all(o.prefilled for o in flat) else None,
             # Of the model, prompts included: several tokens may be chosen in one. None: an older journal, or no tokens.
             "passes": _mean(sum(o.passes) for o in flat) if all(any(o.passes) for o in flat) else None,
+            # Floating point operations, and how often a flow model's drawing network was run. None: an older journal.
+            "work": _mean(sum(o.work) for o in flat) if _knows_work(flat) else None,
+            "evaluations": _mean(sum(o.evaluations) for o in flat) if any(any(o.evaluations) for o in flat) else None,
             "seconds": _mean(sum(o.all_seconds) for o in flat),
             "seconds_a_draft": _seconds_a_draft(flat),
             "by_category": by_category,
@@ -222,16 +225,19 @@ class _Maker:
         """For every budget what a user spends on average who sets it, and what it brings. One pass over the drafts."""
         flat = [outcome for group in groups for outcome in group]
         steps = [
-            zip(held_rewards(method, o), accumulate(o.tokens), accumulate(o.all_seconds), strict=True) for o in flat
-        ]
+            zip(
+                held_rewards(method, o), accumulate(o.tokens), accumulate(o.all_seconds),
+                accumulate(o.work or [0.0] * len(o.rewards)), strict=True,
+            ) for o in flat
+        ]  # fmt: skip
         held: list[float | None] = [None] * len(flat)
-        tokens, seconds, calls = [0.0] * len(flat), [0.0] * len(flat), [0] * len(flat)
+        tokens, seconds, work, calls = [0.0] * len(flat), [0.0] * len(flat), [0.0] * len(flat), [0] * len(flat)
         found: dict[str, dict[str, Any]] = {}
         drawing = list(range(len(flat)))  # the searches that have a draft more
         for count in range(1, self.budget + 1):
             drawing = [index for index in drawing if len(flat[index].rewards) >= count]
             for index in drawing:
-                held[index], tokens[index], seconds[index] = next(steps[index])
+                held[index], tokens[index], seconds[index], work[index] = next(steps[index])
                 calls[index] = count
             if not drawing and found:
                 found[str(count)] = dict(found[str(count - 1)])
@@ -242,6 +248,7 @@ class _Maker:
                 "calls": _mean(calls),
                 "decoded_tokens": _mean(tokens),
                 "seconds": _mean(seconds),
+                **({"work": _mean(work)} if _knows_work(flat) else {}),
             }
         return found
 
@@ -285,7 +292,8 @@ class _Maker:
     def pairs(
         self, methods: Sequence[Method], table: Mapping[str, Groups], baseline: str, calls: Sequence[int]
     ) -> list[dict[str, Any]]:
-        """Every two searches: at the full budget of calls, at equal tokens, at equal seconds; with the baseline also at
+        """Every two searches: at the full budget of calls, at equal tokens (of flow models: equal work, as their drafts
+        differ in that and have few tokens), at equal seconds; with the baseline also at
         fewer calls, and by category (as the first held-out critic sees it, if there is one); each held-out critic at
         the full budget. b is the baseline, or the earlier one.
 
@@ -305,7 +313,7 @@ class _Maker:
                         (kind, self.critic),
                     )
                 )  # fmt: skip
-            for axis in ("tokens", "seconds"):
+            for axis in _costs([*mine, *theirs]):
                 cap = min(self._exhausted(mine, axis), self._exhausted(theirs, axis))
                 found.append(
                     _Comparison(
@@ -435,8 +443,21 @@ def _calls_within(outcome: Outcome, axis: str, cap: float) -> int:
 
 
 def _spent(outcome: Outcome, axis: str) -> Sequence[float]:
-    """Tokens or seconds of each draft."""
+    """Tokens, seconds or work of each draft."""
+    if axis == "work":
+        return outcome.work
     return outcome.all_seconds if axis == "seconds" else outcome.tokens
+
+
+def _knows_work(outcomes: Iterable[Outcome]) -> bool:
+    """Whether it is on record how many operations every draft took."""
+    return all(any(one.work) for one in outcomes)
+
+
+def _costs(groups: Groups) -> tuple[str, str]:
+    """What searches are compared at, beside calls."""
+    flat = [one for group in groups for one in group]
+    return ("work" if any(any(one.evaluations) for one in flat) and _knows_work(flat) else "tokens"), "seconds"
 
 
 def _seconds_a_draft(outcomes: Sequence[Outcome]) -> dict[str, float | None]:
@@ -537,7 +558,8 @@ def _to_reach(row: Mapping[str, Any], baseline: Mapping[str, Any]) -> dict[str, 
                 "budget": int(calls),
                 **{
                     f"share_of_{axis}": point[axis] / max(1e-12, goal[axis])
-                    for axis in ("calls", "decoded_tokens", "seconds")
+                    for axis in ("calls", "decoded_tokens", "seconds", "work")
+                    if axis in point and axis in goal
                 },
                 "beyond_first": (point["calls"] - 1) / max(1e-12, goal["calls"] - 1),
             }
@@ -626,6 +648,7 @@ def to_markdown(report: Mapping[str, Any]) -> str:
         "",
         "calls, tokens, s: mean per search of reward calls, decoded tokens and wall seconds (shared within a batch)."
         + _passes_line(rows)
+        + _work_line(rows)
         + _seconds_line(rows)
         + (f" The critic abstained {abstained} times." if abstained else ""),
         *(f"\n{line[0].upper()}{line[1:]}." for line in report["notes"]),
@@ -685,7 +708,7 @@ def leading(report: Mapping[str, Any]) -> list[str]:
         said.append(
             f"As {report['critic']} judges, {rival} is as good as {baseline} with a budget of "
             f"{reached['budget']}{star}, "
-            f"for {reached['share_of_decoded_tokens']:.0%} of its tokens and {reached['share_of_seconds']:.0%} of its "
+            f"for {_share_of_its(reached, row)} and {reached['share_of_seconds']:.0%} of its "
             "seconds."
         )
     return said
@@ -744,6 +767,13 @@ def _passes_line(rows: Mapping[str, Mapping[str, Any]]) -> str:
     return f" Passes of the model a search, prompts included (tokens chosen a pass): {said}." if known else ""
 
 
+def _work_line(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """What drawing took in operations, of models that draw by evaluations of a network; '' for others."""
+    known = {name: row for name, row in rows.items() if row.get("evaluations") and row.get("work")}
+    said = ", ".join(f"{name} {row['work'] / 1e9:,.1f} ({row['evaluations']:.1f})" for name, row in known.items())
+    return f" GFLOP a search (evaluations of the drawing network): {said}." if known else ""
+
+
 def several_at_once(searches: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Which methods draw several drafts at a time, and how their numbers at fewer calls are to be read."""
     found = [f"{name} draws {row['width']} drafts at a time" for name, row in searches.items() if row["width"] > 1]
@@ -771,9 +801,16 @@ def _cost_line(name: str, row: Mapping[str, Any], report: Mapping[str, Any]) -> 
     star = "*" if row["looks_at_budget"] and 1 < reached["budget"] < report["calls"][-1] else ""
     return (
         f"{line}, {what} it reaches with a budget of {reached['budget']}{star}: "
-        f"{reached['share_of_decoded_tokens']:.0%} of its tokens, {reached['share_of_seconds']:.0%} of its seconds "
+        f"{_share_of_its(reached, row)}, {reached['share_of_seconds']:.0%} of its seconds "
         f"({reached['beyond_first']:.0%} of the calls after the first)."
     )
+
+
+def _share_of_its(reached: Mapping[str, Any], row: Mapping[str, Any]) -> str:
+    """The share of the baseline's tokens, or of its work where a model draws with other means."""
+    if row.get("evaluations") and "share_of_work" in reached:
+        return f"{reached['share_of_work']:.0%} of its work"
+    return f"{reached['share_of_decoded_tokens']:.0%} of its tokens"
 
 
 def _category_table(report: Mapping[str, Any]) -> list[str]:
@@ -900,7 +937,10 @@ def curves(report: Mapping[str, Any]) -> str:
         'font-family="sans-serif" font-size="12">',
         f'<rect width="{width}" height="{HEIGHT + legend + 8}" fill="white"/>',
     ]
-    panels = (("calls", "reward calls"), ("decoded_tokens", "decoded tokens"), ("seconds", "seconds"))
+    second = ("decoded_tokens", "decoded tokens")
+    if all(row.get("evaluations") and row.get("work") for row in rows.values()):
+        second = ("work", "floating point operations")
+    panels = (("calls", "reward calls"), second, ("seconds", "seconds"))
     for panel, (key, words) in enumerate(panels):
         most = max((point[key] for of in points.values() for point in of), default=0.0) or 1.0
         left, right, upper, bottom = panel * PANEL + MARGIN, (panel + 1) * PANEL - 12, 24, HEIGHT - MARGIN

@@ -375,6 +375,8 @@ def outcome_of(method: Method, trajectory: Trajectory) -> Outcome:
         judging=tuple(round(cost.critic_seconds, 6) for cost in costs),
         searching=tuple(round(cost.search_seconds, 6) for cost in costs),
         passes=tuple(cost.passes for cost in costs),
+        work=tuple(cost.work for cost in costs),
+        evaluations=tuple(cost.evaluations for cost in costs),
     )
 
 

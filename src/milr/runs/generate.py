@@ -138,6 +138,8 @@ class Result:
             "calls": cost.reward_calls,
             "decoded_tokens": cost.decoded_tokens,
             "passes": cost.passes,
+            "evaluations": cost.evaluations,
+            "work": cost.work,
             "seconds": round(cost.seconds, 3),
             "critic_seconds": round(cost.critic_seconds, 3),
             "search_seconds": round(cost.search_seconds, 3),

@@ -51,7 +51,8 @@ class Outcome:
     draft fails, in the words of each critic. `unjudged` are the critics that could not be asked for something (None: an
     older line, which does not say), `prefilled` the tokens that each draft read and did not choose, `judging` and
     `searching` the seconds that its critic and its search took beside the `seconds` of drawing, `passes` how often the
-    model was run for it (none of these four in older lines)."""
+    model was run for it, `work` its floating point operations and `evaluations` how often a flow model's drawing
+    network was run (none of these six in older lines)."""
 
     method: str
     spec: str
@@ -73,6 +74,8 @@ class Outcome:
     judging: tuple[float, ...] = ()
     searching: tuple[float, ...] = ()
     passes: tuple[int, ...] = ()
+    work: tuple[float, ...] = ()
+    evaluations: tuple[int, ...] = ()
 
     @property
     def key(self) -> Key:

@@ -22,7 +22,11 @@ from milr.backbones.flow.noise import coarse_to_fine, gaussian
 from milr.backbones.speed import measure
 from milr.critics import naming
 from milr.drafts import Ask, Check, Drawn, Forced, Greedy, Noise, Order, Repaint, Sample, Score, Task, UserError
+from milr.reports.reading import write_report
+from milr.reports.report import curves, to_markdown
+from milr.runs.bench import Terms, bench
 from milr.runs.generate import generate
+from milr.runs.methods import choose_methods
 from milr.runs.record import draft_from_json, to_record
 from milr.runs.replay import replay
 from milr.searches import best_of_n, latent, repair, single
@@ -295,3 +299,19 @@ def test_an_empty_prompt_and_eyes_are_refused(klein: FlowBackbone) -> None:
     for look in (klein.answer, klein.understand, lambda images, questions: klein.describe(images, questions, 3)):
         with pytest.raises(UserError, match="cannot look at pictures, so it cannot judge its own"):
             look([], [])
+
+
+def test_reports_of_flow_models_compare_at_equal_work(klein: FlowBackbone, tmp_path: Path) -> None:
+    """Their drafts have few tokens and differ in evaluations: a repaint is a part of a picture."""
+    chosen = choose_methods(["best-of-n:greedy-text", "repair,text_ratio=0,again=0"])
+    tasks = [Task(prompt, str(number)) for number, prompt in enumerate(PROMPTS[:2])]
+    terms = Terms(critic="noise", budget=3, threshold=1.0)
+    bench(klein, tasks, tmp_path / "run", terms, methods=chosen, baseline=chosen[0].name)
+    report = write_report(tmp_path / "run")
+    assert {pair["axis"] for pair in report["pairs"]} == {"calls", "work", "seconds"}
+    for row in report["searches"].values():
+        assert row["work"] > row["evaluations"] >= 3 * 2 * STEPS * 0.5
+        assert row["by_calls"]["3"]["work"] == pytest.approx(row["work"])
+        assert row["by_calls"]["1"]["work"] < row["work"]
+    assert "GFLOP a search (evaluations of the drawing network)" in to_markdown(report)
+    assert "floating point operations" in curves(report)
