@@ -97,6 +97,10 @@ class Policy(Protocol):
         """What asks for this draft with another choice at `position`, and with those in `free` made anew."""
         ...
 
+    def near(self, draft: Draft, step: float, rng: np.random.Generator, then: Greedy | Sample) -> Choice:
+        """What asks for a draft whose choices are near this one's: the nearer, the smaller the step."""
+        ...
+
 
 @dataclass(frozen=True)
 class Tokens:
@@ -190,6 +194,11 @@ class TextTokens(Tokens):
         """The words before it stay; the model writes on."""
         return Forced((*draft.drawn.text_tokens[:position], token), then)
 
+    def near(self, draft: Draft, step: float, rng: np.random.Generator, then: Greedy | Sample) -> Forced:
+        """Its first words: each is the first that is written anew with a chance of `step`."""
+        words = self.drew(draft)
+        return Forced(words[: min(len(words), int(rng.geometric(min(1.0, step))) - 1)], then)
+
 
 @dataclass(frozen=True)
 class ImageTokens(Tokens):
@@ -217,6 +226,12 @@ class ImageTokens(Tokens):
         picture = list(draft.drawn.image_tokens)
         picture[position] = token
         return Forced(tuple(picture), then=then, free=free)
+
+    def near(self, draft: Draft, step: float, rng: np.random.Generator, then: Greedy | Sample) -> Forced:
+        """Each token is drawn afresh with a chance of `step`, and one at least."""
+        tokens = draft.drawn.image_tokens
+        free = set(np.flatnonzero(rng.random(len(tokens)) < step).tolist()) or {int(rng.integers(len(tokens)))}
+        return Forced(tokens, then=then, free=frozenset(free))
 
 
 def text_policy(backbone: Backbone) -> TextTokens:

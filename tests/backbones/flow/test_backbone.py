@@ -29,7 +29,7 @@ from milr.runs.generate import generate
 from milr.runs.methods import choose_methods
 from milr.runs.record import draft_from_json, to_record
 from milr.runs.replay import replay
-from milr.searches import best_of_n, latent, repair, single
+from milr.searches import best_of_n, latent, neighbour, repair, single
 from milr.searches.driver import Job, drive, drive_jobs
 
 TEXT, STEPS = 10, 3
@@ -202,6 +202,7 @@ SEARCHES: list[tuple[str, Any, Any, type]] = [
     ("best-of-n", best_of_n.best_of_n, best_of_n.BestOfN(text="distinct", width=2), Sample),
     ("milr", latent.milr, latent.Milr(image_ratio=0.1), Noise),
     ("repaired", latent.milr, latent.PRESETS["repaired"], Noise),
+    ("neighbour", neighbour.neighbour, neighbour.Neighbour(width=2), Noise),
     ("repair", repair.repair, repair.Repair(text_ratio=0.0, again=0.0, width=2), Repaint),
 ]
 

@@ -25,6 +25,7 @@ from milr.backbones.policies import ALTERNATIVES, Others
 from milr.drafts import Choice, Draft, Drawn, Forced, Greedy, Noise, Repaint, Sample, UserError
 
 PAPER_RATE, SHARE = 0.03, 0.4  # the paper's step of Adam; what it stands for here: this share of the way
+COARSE = 4096  # coefficients that a neighbour changes, at most: what a record of it may hold
 FARTHEST = 0.95  # of the length of noise, which z may have
 
 
@@ -86,6 +87,12 @@ class Coefficients:
     def change(self, draft: Draft, position: int, token: int, free: frozenset[int], then: Greedy | Sample) -> Repaint:
         """The picture stays but for these cells, which are drawn anew from fresh noise."""
         return Repaint(self.kept(draft), free | {position}, _sampled(then), self.strength)
+
+    def near(self, draft: Draft, step: float, rng: np.random.Generator, then: Greedy | Sample) -> Noise:
+        """cos(step) x + sin(step) e on its coarsest coefficients; the finer ones stay."""
+        x = np.array(self.drew(draft)[:COARSE])
+        values = math.cos(step) * x + math.sin(step) * rng.standard_normal(len(x))
+        return Noise(tuple(values.astype(np.float32).tolist()), _sampled(then), draft.drawn.image_tokens)
 
 
 def resolved(choice: Choice, keys: tuple[int, ...]) -> Forced | Noise | Repaint:
