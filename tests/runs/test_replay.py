@@ -139,6 +139,8 @@ def test_likelihood_by_hand():
     """One text token, greedy, with logits (0, 1); one of an image, sampled at temperature 2 from (0, 2 ln 3)."""
 
     class Two:
+        info = SimpleNamespace(choices="tokens")
+
         def draw(self, orders):
             (order,) = orders
             assert (order.ask.text, order.ask.image) == (Forced((0, 9)), Forced((0,), free=frozenset()))

@@ -15,14 +15,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from milr.drafts import Ask, Choice, Drawn, Forced, Order, Sample, UserError
+from milr.pictures import see
 from milr.runs.generate import check_prompt
+from milr.runs.output import Folder
 from milr.runs.record import TOKENS, Record, RecordedDraft, fingerprint, read_record, versions
 
 if TYPE_CHECKING:
     from milr.backbones.base import Backbone
 
 DRAFTS_AT_ONCE = 8
+SAME_PICTURE = 3.0  # of 255, on average: another batch, or another device, rounds every value by a little
 ROUNDING = 0.5  # of a log-probability: logits of 16 to 32 are 0.125 apart in bfloat16, and states are rounded before
 CHANCE = 4.0  # standard errors
 
@@ -112,14 +117,16 @@ def replay(
         refused = f"the weights are not those of the record (fingerprint {then!s:.20}, now {now})"
         return Replay(len(record.drafts), (), circumstances, refused)
     _check_fit(record, model)
+    pictures = _pictures(Path(folder), record) if model.info.choices == "noise" else {}
     changed: list[str] = []
     doubted: list[RecordedDraft] = []
     for start in range(0, len(record.drafts), DRAFTS_AT_ONCE):
         chunk = record.drafts[start : start + DRAFTS_AT_ONCE]
         for draft, drawn in zip(chunk, _draw(model, record.prompt, chunk), strict=True):
-            difference = _difference(draft, drawn)
+            picture = pictures.get(draft.number)
+            difference = _difference(draft, drawn, picture)
             if difference:  # two nearly equal logits may swap in another batch: drawn alone, it counts
-                difference = _difference(draft, _draw(model, record.prompt, [draft])[0])
+                difference = _difference(draft, _draw(model, record.prompt, [draft])[0], picture)
             if difference:
                 changed.append(f"draft {draft.number}: {difference}")
                 doubted.append(draft)
@@ -190,7 +197,18 @@ def _draw(model: Backbone, prompt: str, drafts: Sequence[RecordedDraft]) -> list
     return model.draw([Order(prompt, draft.ask, draft.stream, (draft,)) for draft in drafts])
 
 
-def _difference(draft: RecordedDraft, drawn: Drawn) -> str:
+def _pictures(path: Path, record: Record) -> dict[int, Path]:
+    """The pictures on record, by draft. A flow model's keys follow from its stream, whatever it makes of them, so that
+    only the pictures themselves say whether they are the same. Raises UserError where one is missing."""
+    folder = Folder(path if path.is_dir() else path.parent)
+    found = {draft.number: folder.draft(draft.number) for draft in record.drafts}
+    for file in found.values():
+        if not file.is_file():
+            raise UserError(f"{file} is missing, and a flow model is told by its pictures; give a whole folder.")
+    return found
+
+
+def _difference(draft: RecordedDraft, drawn: Drawn, picture: Path | None = None) -> str:
     for kind, then, now in (
         ("text", draft.text_tokens, drawn.text_tokens),
         ("image", draft.image_tokens, drawn.image_tokens),
@@ -199,6 +217,11 @@ def _difference(draft: RecordedDraft, drawn: Drawn) -> str:
             both = zip(then, now, strict=False)
             first = next((at for at, (old, new) in enumerate(both) if old != new), min(len(then), len(now)))
             return f"{kind} token {first} differs"
+    if picture is not None:
+        then_pixels, now_pixels = (np.asarray(image, dtype=float) for image in (see(picture).image, drawn.image))
+        apart = float(np.abs(then_pixels - now_pixels).mean()) if then_pixels.shape == now_pixels.shape else 255.0
+        if apart > SAME_PICTURE:
+            return f"the picture differs by {apart:.0f} of 255 on average"
     return ""
 
 

@@ -232,6 +232,13 @@ def test_a_generated_folder_is_replayed(klein: FlowBackbone, tmp_path: Path) -> 
     found = replay(result.folder, klein)
     assert found.is_same, found
     assert found.drafts == 3
+    picture, other = (result.folder / "drafts" / name for name in ("01.png", "02.png"))
+    picture.write_bytes(other.read_bytes())
+    (changed,) = replay(result.folder, klein).changed
+    assert changed.startswith("draft 1: the picture differs by "), "keys and words say nothing of a picture"
+    picture.unlink()
+    with pytest.raises(UserError, match=r"01\.png is missing, and a flow model is told by its pictures"):
+        replay(result.folder, klein)
     pictures = [draft.drawn.cost.evaluations for draft in result.trajectory.drafts]
     assert pictures == [2 * STEPS] * 3
 
