@@ -2,6 +2,8 @@
 
     python tools/performance.py --measure           all of it on this machine, an hour with the embedded model
     python tools/performance.py --measure --quick   the same with few tokens, prompts and drafts, in some minutes
+    python tools/performance.py --measure --part stages   only one of its parts (stages, text, steps, prompts, journal,
+                                                    memory); the others stay as they were measured
     python tools/performance.py                     the page from docs/data/performance.json and gpu/results.json
     python tools/performance.py --check             exit 1 if the page does not say what its data say
 
@@ -46,12 +48,23 @@ PIXELS = 0.0066  # seconds an image at 16 of them: the VQ decoder of Janus-Pro o
 # --- Measuring ------------------------------------------------------------------------------------------------------
 
 
-def measure(model: str, quick: bool, say: Callable[[str], None]) -> dict[str, Any]:
-    """Everything of this machine."""
-    from milr.backbones import load, speed
-    from milr.runs.bench import machine_of
+def measure(model: str, quick: bool, say: Callable[[str], None], parts: Sequence[str] = ()) -> dict[str, Any]:
+    """Everything of this machine, or only these parts of it."""
+    from milr.backbones import load
 
     backbone: Any = load(model)
+    found: dict[str, Any] = {"quick": quick}
+    for part in parts or PARTS:
+        say(f"== {part}")
+        found |= PARTS[part](backbone, quick, say)
+    return found
+
+
+def _stages(backbone: Any, quick: bool, say: Callable[[str], None]) -> dict[str, Any]:
+    """What drafts cost in batches of many sizes, and beside rivals."""
+    from milr.backbones import speed
+    from milr.runs.bench import machine_of
+
     tokens = 8 if quick else None
     say("stages and rivals")
     found = speed.measure(backbone, 8 if quick else 32, tokens, say=say)
@@ -66,7 +79,6 @@ def measure(model: str, quick: bool, say: Callable[[str], None]) -> dict[str, An
         stages.append({"images": images, "wall": draft.wall, "cpu": draft.cpu, "image_share": one.image_share})
     leaps = speed._leaps(backbone, [(one["images"], one["wall"]) for one in stages if one["images"] <= 16], say)
     return {
-        "quick": quick,
         "machine": machine_of(backbone, found.stages[-1].images),
         "model": found.model,
         "text_tokens": found.text_tokens,
@@ -75,12 +87,19 @@ def measure(model: str, quick: bool, say: Callable[[str], None]) -> dict[str, An
         "leaps": [asdict(one) for one in leaps],
         "against": speed.to_json(found)["against"],
         "width": found.width,
-        "text": _texts(backbone, TEXTS[:3] if quick else TEXTS, say),
-        "steps": _steps(backbone, STEPS[:3] if quick else STEPS, 2 if quick else 16, say),
-        "prompts": _prompts(backbone, PROMPTS[:2] if quick else PROMPTS, say),
-        "journal": _journal(8 if quick else 64, say),
-        "memory": _memory(backbone, 60 if quick else 5000, say),
     }
+
+
+PARTS: dict[str, Callable[[Any, bool, Callable[[str], None]], dict[str, Any]]] = {
+    "stages": _stages,
+    "text": lambda backbone, quick, say: {"text": _texts(backbone, TEXTS[:3] if quick else TEXTS, say)},
+    "steps": lambda backbone, quick, say: {
+        "steps": _steps(backbone, STEPS[:3] if quick else STEPS, 2 if quick else 16, say)
+    },
+    "prompts": lambda backbone, quick, say: {"prompts": _prompts(backbone, PROMPTS[:2] if quick else PROMPTS, say)},
+    "journal": lambda backbone, quick, say: {"journal": _journal(8 if quick else 64, say)},
+    "memory": lambda backbone, quick, say: {"memory": _memory(backbone, 60 if quick else 5000, say)},
+}
 
 
 def _timed(work: Callable[[], Any]) -> tuple[float, float, Any]:
@@ -406,10 +425,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--measure", action="store_true", help="measure on this machine first")
     parser.add_argument("--quick", action="store_true", help="with few tokens, prompts and drafts")
     parser.add_argument("--model", default="lab")
+    parser.add_argument("--part", choices=PARTS, action="append", default=[], help="measure only this; repeatable")
     parser.add_argument("--check", action="store_true", help="only say whether the page says what its data say")
     options = parser.parse_args(arguments)
     if options.measure:
-        found = measure(options.model, options.quick, lambda text: print(f"{text} ...", file=sys.stderr, flush=True))
+        found = measure(
+            options.model, options.quick, lambda text: print(f"{text} ...", file=sys.stderr, flush=True), options.part
+        )
+        if options.part:
+            found = {**json.loads(DATA.read_text()), **found}
         DATA.write_text(json.dumps(found, indent=1) + "\n")
     gpu = json.loads(GPU.read_text()) if GPU.exists() else []
     before = PAGE.read_text()
