@@ -99,6 +99,12 @@ def _model(part: registry.Part, device: str) -> Iterator[Finding]:
         if part.origin:
             return f"{part.summary} (package {part.origin})"
         with lightly():
+            from milr.backbones import PRESETS
+
+            if part.name in PRESETS and PRESETS[part.name].is_flow:
+                from milr.backbones.flow.folder import describe
+
+                return describe(part.name, device)
             from milr.backbones.checkpoint import describe_memory
 
         return describe_memory(part.name, device)

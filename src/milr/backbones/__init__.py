@@ -28,6 +28,7 @@ class Preset:
     source: str
     summary: str
     is_flow: bool = False
+    gigabytes: float = 0.0  # of a flow model's weights in bfloat16, reckoned from its published sizes
 
 
 PRESETS: dict[str, Preset] = {
@@ -49,24 +50,28 @@ PRESETS: dict[str, Preset] = {
             "black-forest-labs/FLUX.2-klein-4B",
             "FLUX.2-klein 4B, a flow model in 4 steps (Apache-2.0); needs milr[flow]",
             is_flow=True,
+            gigabytes=16.0,
         ),
         Preset(
             "flux2-klein-base-4b",
             "black-forest-labs/FLUX.2-klein-base-4B",
             "FLUX.2-klein 4B before distillation, 50 steps (Apache-2.0); needs milr[flow]",
             is_flow=True,
+            gigabytes=16.0,
         ),
         Preset(
             "z-image-turbo",
             "Tongyi-MAI/Z-Image-Turbo",
             "Z-Image-Turbo 6B, a flow model in 8 steps (Apache-2.0); needs milr[flow]",
             is_flow=True,
+            gigabytes=20.5,
         ),
         Preset(
             "qwen-image",
             "Qwen/Qwen-Image",
             "Qwen-Image 20B, a flow model in 50 steps (Apache-2.0); needs milr[flow]",
             is_flow=True,
+            gigabytes=57.7,
         ),
     )
 }

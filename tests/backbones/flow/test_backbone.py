@@ -15,11 +15,13 @@ from flow_pipelines import KINDS, Kind
 from PIL.Image import Image
 from torch.testing import assert_close
 
-from milr.backbones import load
+from milr import hub
+from milr.backbones import PRESETS, checkpoint, load
+from milr.backbones.flow import folder
 from milr.backbones.flow.backbone import FlowBackbone, keys_of
 from milr.backbones.flow.families import KLEIN, QWEN_IMAGE
 from milr.backbones.flow.noise import coarse_to_fine, gaussian
-from milr.backbones.speed import measure
+from milr.backbones.speed import measure, reckoning_for
 from milr.critics import naming
 from milr.drafts import Ask, Check, Drawn, Forced, Greedy, Noise, Order, Repaint, Sample, Score, Task, UserError
 from milr.reports.reading import write_report
@@ -292,6 +294,24 @@ def test_what_noise_cannot_do_is_said_in_a_sentence(klein: FlowBackbone, ask: As
 def test_critics_that_need_its_eyes_say_so_before_anything_is_drawn(klein: FlowBackbone, critic: str) -> None:
     with pytest.raises(UserError, match="cannot look at pictures; choose a critic that has eyes of its own"):
         naming.make(critic, klein)
+
+
+def test_saying_what_a_preset_needs_fetches_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Tens of gigabytes otherwise, for a line of `milr doctor` or the hours of a recipe."""
+
+    def never(*arguments: Any, **options: Any) -> str:
+        raise AssertionError("fetched")
+
+    for module in (folder, checkpoint, hub):
+        monkeypatch.setattr(module, "fetch", never)
+    monkeypatch.setattr(hub, "_cache_of", lambda repository: tmp_path / "empty")
+    presets = [preset for preset in PRESETS.values() if preset.is_flow]
+    assert len(presets) == 4
+    for preset in presets:
+        assert f"about {preset.gigabytes:.0f} GB of weights, fetched when first used" in folder.describe(
+            preset.name, "cpu"
+        )
+        assert reckoning_for(preset.name, "cpu", "auto") is None
 
 
 def test_speed_is_not_measured_in_tokens_that_it_has_not(klein: FlowBackbone) -> None:

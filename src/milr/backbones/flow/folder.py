@@ -27,11 +27,23 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
+from milr.backbones import PRESETS
 from milr.backbones.checkpoint import Memory, free_bytes, locate, pictures_at_once
 from milr.backbones.flow.families import FAMILIES, PATCH, Family, Variant, known
 from milr.backbones.writing import REASONING
 from milr.drafts import UserError
-from milr.hub import FILES, PIPELINE, auto_dtype, check_files, check_tokenizer, device_of, dtype_of, fetch, name_of
+from milr.hub import (
+    FILES,
+    PIPELINE,
+    auto_dtype,
+    cached,
+    check_files,
+    check_tokenizer,
+    device_of,
+    dtype_of,
+    fetch,
+    name_of,
+)
 
 OWN = "milr.json"
 PARTS = ("scheduler", "text_encoder", "tokenizer", "transformer", "vae")
@@ -143,6 +155,23 @@ def find(name_or_dir: str, device: str = "auto", dtype: str = "auto", image_size
         parameters=parameters,
         memory=needed,
         free=free,
+    )
+
+
+def describe(name: str, device: str = "auto") -> str:
+    """One line for people: what a preset needs, and whether it is here. Nothing is fetched for it."""
+    preset = PRESETS[name]
+    if importlib.util.find_spec("diffusers") is None:
+        return f"{preset.summary}; about {preset.gigabytes:.0f} GB of weights, fetched when first used"
+    if (folder := cached(preset.source)) is None:
+        return f"not here yet: about {preset.gigabytes:.0f} GB of weights, fetched when first used"
+    found = find(folder, device)
+    needed, free = found.memory, free_bytes(found.device)
+    has = "an unknown amount" if free is None else f"{free / 1e9:.1f} GB"
+    return (
+        f"{name} in {str(found.dtype).removeprefix('torch.')} needs {needed.weights / 1e9:.1f} GB for its weights and "
+        f"{needed.image / 1e9:.2f} GB for each picture of {found.image_size} pixels drawn at once; {found.device} has "
+        f"{has} free."
     )
 
 
