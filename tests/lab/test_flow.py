@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import warnings
 from dataclasses import replace
 
@@ -309,6 +310,20 @@ def test_the_whole_recipe_in_two_steps(tmp_path, monkeypatch):
     assert drawn.text_ended
     assert drawn.image.size == (128, 128)
     assert (drawn.cost.evaluations, len(drawn.image_tokens)) == (8, 64)
+    # The same without a language model of its own: that of the lab model is the same.
+    lent = tmp_path / "lent"
+    shutil.copytree(folder, lent)
+    shutil.rmtree(lent / "text_encoder")
+    with pytest.raises(UserError, match="its folder text_encoder is missing"):
+        load(str(lent), device="cpu")
+    (lent / "milr.json").write_text(json.dumps({**settings, "text_encoder": "lab"}))
+    borrowing = load(str(lent), device="cpu")
+    again = borrowing.draw([Order("a yellow animal that says moo", Ask(), 3)])[0]
+    assert again.text_tokens == drawn.text_tokens
+    assert _near(again.image, drawn.image)
+    (lent / "milr.json").write_text(json.dumps({**settings, "text_encoder": "other"}))
+    with pytest.raises(UserError, match="text_encoder is 'other', not 'lab'"):
+        load(str(lent), device="cpu")
     with pytest.raises(UserError, match="another recipe"):
         train_flow(tmp_path / "out", replace(SMALL, kl_steps=3), "cpu", told.append)
 

@@ -9,6 +9,7 @@ what else could be halved.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,15 +17,17 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
 from inspect import signature
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 from milr.backbones.checkpoint import Memory, pictures_at_once
 from milr.backbones.flow.families import PATCH, Family, Schedule, Variant
-from milr.backbones.flow.folder import TEXTS_AT_ONCE, WITH_WEIGHTS, Found, find
+from milr.backbones.flow.folder import LENT, TEXTS_AT_ONCE, WITH_WEIGHTS, Found, find
 from milr.backbones.sampling import prefix_length
 from milr.drafts import UserError
 from milr.hub import other_dtype
@@ -382,7 +385,11 @@ def _assembled(found: Found) -> Any:
             f"{found.directory}/tokenizer", trust_remote_code=False, local_files_only=True
         ),
     }
+    if found.lender:
+        parts["text_encoder"] = _language_model(found.lender).to(found.device, found.dtype)
     for part in WITH_WEIGHTS:
+        if part in parts:
+            continue
         library: Any = transformers if part == "text_encoder" else diffusers
         kind = getattr(library, found.classes[part], None)
         if kind is None or not hasattr(kind, "from_pretrained"):
@@ -409,6 +416,25 @@ def _assembled(found: Found) -> Any:
     pipe = kind(**parts, **{key: found.options[key] for key in signature(kind).parameters if key in found.options})
     assert PATCH * found.family.scale(pipe.vae.config) * found.grid == found.image_size
     return pipe
+
+
+def _language_model(lender: str) -> Any:
+    """The language model of a Janus checkpoint, as a model of its own. Its head is its embeddings."""
+    import transformers
+
+    config = json.loads(Path(lender, "config.json").read_text(encoding="utf-8"))["text_config"]
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**{**config, "tie_word_embeddings": True}))
+    with safe_open(Path(lender) / "model.safetensors", framework="pt") as tensors:
+        weights = {
+            f"model.{name.removeprefix(LENT)}": tensors.get_tensor(name)
+            for name in tensors.keys()  # noqa: SIM118
+            if name.startswith(LENT)
+        }
+    missing, unknown = model.load_state_dict(weights, strict=False)
+    if set(missing) - {"lm_head.weight"} or unknown:
+        raise UserError(f"The language model of {Path(lender).name} is not complete; install milr again.")
+    model.tie_weights()
+    return model.eval().requires_grad_(False)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ have no place for:
     reasoning     what the encoder is asked for when it writes a reasoning, with {prompt} in it
     drawing       what the picture is drawn from, with {prompt} and {reasoning} in it
     reasoning_tokens  the longest reasoning
+    text_encoder  lab: the text encoder is the language model of the embedded model, and has no folder here
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,7 @@ _SMALL_PARAMETERS = 500_000_000  # up to here float32 is cheap enough to be the 
 _LARGEST_SIDE = 4096
 _LARGEST = {"image_size": _LARGEST_SIDE, "steps": 1000, "guidance": 1000, "text_tokens": 1024, "reasoning_tokens": 512}
 _WORDS = {"reasoning": ("{prompt}",), "drawing": ("{prompt}", "{reasoning}")}  # texts, and what stands in them
+LENDER, LENT = "lab", "model.language_model."  # who lends its language model, and how its weights' names begin
 DRAWING, REASONING_TOKENS = "{prompt}. {reasoning}", 128
 
 
@@ -73,6 +75,9 @@ class Found:
     guidance: float
     text_tokens: int
     text_layers: tuple[int, ...]
+    lender: (
+        str  # folder of a Janus checkpoint whose language model is the text encoder; '' where the pipeline has its own
+    )
     reasoning: str
     drawing: str
     reasoning_tokens: int
@@ -103,17 +108,24 @@ def find(name_or_dir: str, device: str = "auto", dtype: str = "auto", image_size
     directory, name = locate(name_or_dir, _download, "flow pipeline")
     index = _index(directory, name)
     family, classes = _classes(index, name)
-    _check_parts(directory)
-    read = {part: _json(directory, part, _CONFIG_NAMES.get(part, "config.json"), name) for part in _CONFIGURED}
+    own = _own(directory, name)
+    lent = _lender(own)
+    _check_parts(directory, PARTS if lent is None else tuple(part for part in PARTS if part != "text_encoder"))
+    read = {
+        part: _json(directory, part, _CONFIG_NAMES.get(part, "config.json"), name)
+        if part != "text_encoder" or lent is None
+        else _json(lent, "", "config.json", LENDER)["text_config"]
+        for part in _CONFIGURED
+    }
     scheduler, network, autoencoder = read["scheduler"], read["transformer"], read["vae"]
     if scheduler.get("stochastic_sampling") or scheduler.get("invert_sigmas"):
         raise UserError(
             f"The scheduler of {name} is not that of a plain rectified flow, which is all that is drawn with."
         )
-    own = _own(directory, name)
     if image_size is not None:
         own = {**own, "image_size": _number("image_size", image_size, "The setting")}
     parameters = sum(_parameters(Path(directory) / part) for part in WITH_WEIGHTS)
+    parameters += 0 if lent is None else _parameters(Path(lent), LENT)
     kind = dtype_of(auto_dtype(target, parameters <= _SMALL_PARAMETERS) if dtype == "auto" else dtype, target)
     size, tokens = int(own.get("image_size", IMAGE_SIZE)), int(own.get("text_tokens", family.text_tokens))
     try:
@@ -145,6 +157,7 @@ def find(name_or_dir: str, device: str = "auto", dtype: str = "auto", image_size
         guidance=float(own.get("guidance", variant.guidance)),
         text_tokens=tokens,
         text_layers=layers,
+        lender=lent or "",
         reasoning=str(own.get("reasoning", REASONING)),
         drawing=str(own.get("drawing", DRAWING)),
         reasoning_tokens=int(own.get("reasoning_tokens", REASONING_TOKENS)),
@@ -268,9 +281,14 @@ def _writer(kind: str, config: Mapping[str, Any], directory: str) -> str:
     return writer if has_head and hasattr(transformers, writer) else kind
 
 
-def _check_parts(directory: str) -> None:
+def _lender(own: Mapping[str, Any]) -> str | None:
+    """The folder of the checkpoint whose language model is the text encoder, where the pipeline has none of its own."""
+    return locate(LENDER, _download, "Janus checkpoint")[0] if own.get("text_encoder") == LENDER else None
+
+
+def _check_parts(directory: str, parts: Sequence[str]) -> None:
     """Whether every part is there and whole."""
-    for part in PARTS:
+    for part in parts:
         folder = Path(directory) / part
         if not folder.is_dir():
             raise UserError(
@@ -287,7 +305,7 @@ def _own(directory: str, name: str) -> Mapping[str, Any]:
     if not (Path(directory) / OWN).is_file():
         return {}
     said = _json(directory, "", OWN, name)
-    fields = [*_LARGEST, "text_layers", *_WORDS]
+    fields = [*_LARGEST, "text_layers", *_WORDS, "text_encoder"]
     unknown = sorted(set(said) - set(fields))
     if unknown:
         raise UserError(f"{OWN} of {name} says '{unknown[0]}', which is unknown; known are {', '.join(fields)}.")
@@ -299,6 +317,10 @@ def _own(directory: str, name: str) -> Mapping[str, Any]:
                     f"{OWN} of {name}: {key} is {said[key]!r}, not a text with {' and '.join(needed)} in it."
                 )
             checked[key] = said[key]
+    if "text_encoder" in said:
+        if said["text_encoder"] != LENDER:
+            raise UserError(f"{OWN} of {name}: text_encoder is {said['text_encoder']!r}, not '{LENDER}'; leave it out.")
+        checked["text_encoder"] = LENDER
     if "text_layers" in said:
         layers = said["text_layers"]
         if not isinstance(layers, list) or not layers or not all(type(layer) is int and layer >= 0 for layer in layers):
@@ -356,8 +378,9 @@ def _shapes(folder: Path) -> dict[str, list[int]]:
     return shapes
 
 
-def _parameters(folder: Path) -> int:
-    return sum(math.prod(shape) for shape in _shapes(folder).values())
+def _parameters(folder: Path, prefix: str = "") -> int:
+    """Numbers of all weights whose names begin so."""
+    return sum(math.prod(shape) for name, shape in _shapes(folder).items() if name.startswith(prefix))
 
 
 def _memory(
