@@ -169,6 +169,7 @@ def _show(result: Result, budget: int) -> None:
     cost = result.trajectory.cost
     at_once = f", {result.width} at a time" if result.width > 1 else ""
     passes = f" in {cost.passes:,} passes" if cost.passes else ""  # not every backbone counts them
+    passes += f", {cost.evaluations:,} evaluations" if cost.evaluations else ""
     print(
         f"{reward} after {cost.reward_calls} of {budget} calls{at_once}, {cost.decoded_tokens:,} decoded tokens"
         f"{passes}, {cost.all_seconds:.1f} s (drawing {cost.seconds:.1f}, judging {cost.critic_seconds:.1f}, searching "

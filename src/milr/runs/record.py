@@ -208,7 +208,7 @@ def searched_tokens(draft: Draft) -> tuple[int, tuple[int, ...]]:
     if not isinstance(text, int):
         text = math.ceil(ask.text_ratio * len(drawn.text_tokens))
     image = ask.note.get("image_searched")
-    if isinstance(ask.image, Forced) and ask.image.free is not None:
+    if isinstance(ask.image, (Forced, Repaint)) and ask.image.free is not None:
         return text, tuple(sorted({*ask.image.free, *ask.note.get("image_changed", ())}))
     if not isinstance(image, int):
         image = math.ceil(ask.image_ratio * len(drawn.image_tokens))

@@ -234,6 +234,8 @@ def test_a_generated_folder_is_replayed(klein: FlowBackbone, tmp_path: Path) -> 
     found = replay(result.folder, klein)
     assert found.is_same, found
     assert found.drafts == 3
+    page = (result.folder / "trajectory.html").read_text()
+    assert f"{3 * 2 * STEPS} evaluations of the drawing network" in page
     picture, other = (result.folder / "drafts" / name for name in ("01.png", "02.png"))
     picture.write_bytes(other.read_bytes())
     (changed,) = replay(result.folder, klein).changed
