@@ -99,9 +99,9 @@ def _model(part: registry.Part, device: str) -> Iterator[Finding]:
         if part.origin:
             return f"{part.summary} (package {part.origin})"
         with lightly():
-            from milr.backbones import PRESETS
+            from milr.backbones import is_flow
 
-            if part.name in PRESETS and PRESETS[part.name].is_flow:
+            if is_flow(part.name):
                 from milr.backbones.flow.folder import describe
 
                 return describe(part.name, device)

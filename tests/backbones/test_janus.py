@@ -514,10 +514,10 @@ def test_what_critics_hold_by_the_first_draft_is_counted(
     assert backbone.max_batch == 64
     memory = backbone._memory
     assert memory is not None
-    monkeypatch.setattr("milr.backbones.janus.free_bytes", lambda device: int(memory.of(10) / 0.8) + 1)
+    monkeypatch.setattr("milr.backbones.batches.free_bytes", lambda device: int(memory.of(10) / 0.8) + 1)
     backbone.draw([Order("a red apple", Ask(), 1)])
     assert backbone.max_batch == 8, "ten would fit, and a board has eight places"
-    monkeypatch.setattr("milr.backbones.janus.free_bytes", lambda device: 0)
+    monkeypatch.setattr("milr.backbones.batches.free_bytes", lambda device: 0)
     backbone.draw([Order("a red apple", Ask(), 1)])
     assert backbone.max_batch == 8, "looked at once: what the engine itself holds is not free any more"
 

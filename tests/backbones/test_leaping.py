@@ -94,20 +94,20 @@ def test_a_sketch_keeps_what_was_chosen_as_long_as_its_surroundings_stay() -> No
     sketch = Sketch(neighbours)
     free = [True] * 9
     tokens = [1] + [0] * 8
-    sketch.draw_on(tokens, free, 1, 6, known=0)
+    sketch.draw_on(tokens, free, 1, 6)
     assert tokens[:6] == [1, 2, 3, 4, 5, 6], "as it was before, one from the other"
     tokens[2] = 33  # what the model chose instead, and behind it: 44
     tokens[3] = 44
-    sketch.draw_on(tokens, free, 3, 6, known=6)
+    sketch.draw_on(tokens, free, 3, 6)
     assert tokens[3] == 44, "nothing is known of what stands beside 33"
     assert tokens[4] == 5, "this was chosen beside 4, above 1; nothing is known of what stands beside 44"
     tokens[3] = 4
-    sketch.draw_on(tokens, [True] * 4 + [False] * 5, 4, 6, known=6)
+    sketch.draw_on(tokens, [True] * 4 + [False] * 5, 4, 6)
     assert tokens[4:6] == [5, 6], "what is forced stays"
 
 
 def test_a_sketch_of_nothing_known_repeats_the_row_above() -> None:
-    sketch = Sketch(Neighbours(3))
+    sketch = Sketch(Neighbours(3), known=3)
     tokens = [7, 8, 9, 0, 0, 0, 0, 0, 0]
-    sketch.draw_on(tokens, [True] * 9, 3, 9, known=3)
+    sketch.draw_on(tokens, [True] * 9, 3, 9)
     assert tokens == [7, 8, 9] * 3

@@ -40,6 +40,7 @@ from milr.lab.flow_model import (
 )
 from milr.lab.language import agrees, parse, read_reading, write_reading
 from milr.lab.measure_flow import write_readings
+from milr.lab.optimizers import load_state
 from milr.lab.train_dit import FlowPlan, endpoints, names
 from milr.lab.train_flow import SMALL, load_pipeline, train_flow
 from milr.lab.train_kl import statistics
@@ -244,7 +245,7 @@ def test_losses_fall_and_the_factors_of_the_states_end_in_the_weights(tmp_path, 
     )  # fmt: skip
     assert losses[-1]["velocity"] < 0.9 * losses[0]["velocity"]
     # The pipeline gives raw states: what training multiplied them with is in the weights that read them, once.
-    state = train_dit.load_state(tmp_path / "flow.pt")
+    state = load_state(tmp_path / "flow.pt")
     names_ = [name for name, _ in make_transformer(TINY).named_parameters()]
     average = dict(zip(names_, state["average"], strict=True))["context_embedder.weight"]
     assert state["scales"].std() > 0.1

@@ -97,17 +97,13 @@ def load(name: str = "lab", device: str = "auto", dtype: str = "auto", speculate
     Raises UserError, before any weight is read, for whatever the caller can put right.
     """
     wanted = speculate or os.environ.get("MILR_SPECULATE", "").strip() or "auto"
-    if wanted not in ("auto", "off"):
-        source = "speculate" if speculate else "The variable MILR_SPECULATE"
-        raise UserError(f"{source} is 'auto' or 'off', not '{wanted[:60]}'.")
+    check_speculate(wanted, "speculate" if speculate else "The variable MILR_SPECULATE")
     points = _entry_points()
     if name in points and name not in PRESETS:
         backbone = cast("Backbone", points[name].load()(device=device, dtype=dtype))
     else:
         with lightly():
-            from milr.backbones.flow.folder import is_pipeline
-
-            if PRESETS[name].is_flow if name in PRESETS else is_pipeline(name):
+            if is_flow(name):
                 from milr.backbones.flow.backbone import load_flow
 
                 backbone = load_flow(name, device=device, dtype=dtype)
@@ -121,6 +117,21 @@ def load(name: str = "lab", device: str = "auto", dtype: str = "auto", speculate
         memory.keep()
     threads.fit(threads.parameters_of(getattr(backbone, "model", None)), backbone.info.device)
     return backbone
+
+
+def is_flow(name: str) -> bool:
+    """Whether a name stands for a flow model. Of a hub id that is no preset one small file is asked for."""
+    if name in PRESETS:
+        return PRESETS[name].is_flow
+    from milr.backbones.flow.folder import is_pipeline
+
+    return is_pipeline(name)
+
+
+def check_speculate(choice: str, source: str = "speculate") -> None:
+    """Refuse what is no way to speculate; `source` is who said it."""
+    if choice not in ("auto", "off"):
+        raise UserError(f"{source} is 'auto' or 'off', not '{choice[:60]}'.")
 
 
 def _entry_points() -> dict[str, EntryPoint]:

@@ -181,7 +181,6 @@ class _Way:
     passes: int = 0
     echo: Echo | None = None  # of a text
     sketch: Sketch | None = None  # of a picture
-    known: int = 0  # positions of a picture below this one have a guess
     coming: list[int] = field(default_factory=list)  # what it says next
 
     @property
@@ -255,8 +254,8 @@ class _Run:
                 way.echo = Echo(guess, self.engine.lore)
             else:
                 tokens[way.place, : len(guess)] = guess
-                known[way.place] = way.known = max(len(guess), len(way.plan.tokens))
-                way.sketch = Sketch(self.neighbours) if self.neighbours else None
+                known[way.place] = max(len(guess), len(way.plan.tokens))
+                way.sketch = Sketch(self.neighbours, int(known[way.place])) if self.neighbours else None
             tokens[way.place, : len(way.plan.tokens)] = way.plan.tokens
             free[way.place, list(way.plan.free)] = True
             way.free = free[way.place]
@@ -368,13 +367,13 @@ class _Run:
         board = self.board
         places = self._tensor(np.array([way.place for way in self.ways]))
         pictures = board.tokens[places].tolist()
+        known = []
         for way, tokens in zip(self.ways, pictures, strict=True):
-            stop = min(way.at + window, way.runs[-1][1] + 1)
-            if way.sketch:
-                way.sketch.draw_on(tokens, way.free.tolist(), way.at, stop, way.known)
-            way.known = max(way.known, stop)
+            assert way.sketch is not None
+            way.sketch.draw_on(tokens, way.free.tolist(), way.at, min(way.at + window, way.runs[-1][1] + 1))
+            known.append(way.sketch.known)
         board.tokens[places] = torch.tensor(pictures, device=self.device)
-        board.known[places] = torch.tensor([way.known for way in self.ways], device=self.device)
+        board.known[places] = torch.tensor(known, device=self.device)
 
     def _leap(self, window: int) -> None:
         """Feed the tokens that may come next, and keep what is chosen up to the first wrong guess. Waits for the
@@ -383,13 +382,18 @@ class _Run:
         self._place()
         if self.neighbours:
             self._sketch(window)
-        for way in self.ways:
-            coming = way.coming[: min(window, way.runs[-1][1] + 1 - way.at)]
-            if coming:
-                board.tokens[way.place, way.at : way.at + len(coming)] = self._tensor(np.array(coming))
+        told = [
+            (way.place, way.at + step, token)
+            for way in self.ways
+            for step, token in enumerate(way.coming[: min(window, way.runs[-1][1] + 1 - way.at)])
+        ]
+        if told:
+            places, positions, tokens = self._tensor(np.array(told)).T
+            board.tokens[places, positions] = tokens
         first = max(way.at + len(way.plan.prompts[0]) - 1 for way in self.ways)
         board.leap(window, min(first + window, board.shape.slots), self.is_greedy)
         at = board.at.tolist()
+        self._look(self.ways)
         for way in self.ways:
             kept, was_at = at[way.place] - way.at, way.at
             way.go_to(at[way.place], 1)
@@ -397,7 +401,6 @@ class _Run:
             right = way.free[was_at : was_at + min(kept - 1, guesses)]
             is_wrong = kept <= guesses and not way.is_over
             self._trust(way).learn(int(right.sum()), is_wrong)
-        self._look(self.ways)
 
     def _read(self, ways: Sequence[_Way]) -> None:
         """Feed each draft all that comes before its next stop in one pass, and choose its token there."""

@@ -20,22 +20,22 @@ from torch import Tensor
 from transformers import AutoTokenizer, JanusForConditionalGeneration
 from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
+from milr.backbones import check_speculate
 from milr.backbones.base import BackboneInfo
+from milr.backbones.batches import Batched
 from milr.backbones.board import Stage
-from milr.backbones.checkpoint import LARGEST_BATCH, Memory, find, free_bytes, pictures_at_once
+from milr.backbones.checkpoint import LARGEST_BATCH, Memory, find, pictures_at_once
 from milr.backbones.decoder import Cache, Decoder, planless_attention
-from milr.backbones.decoding import Decoded, Engine, NotFinite, Plan, pace_of
+from milr.backbones.decoding import Decoded, Engine, Plan, pace_of
 from milr.backbones.sampling import guide, prefix_length, uniforms
 from milr.backbones.writing import REASONING, Writer, temperature_of
 from milr.drafts import Cost, Drawn, Forced, Latents, Order, UserError
-from milr.hub import other_dtype
 
 Found = TypeVar("Found")
 
 # Where a checkpoint says nothing: the guidance of Janus-Pro's own script, the text limit of MILR's code.
 DEFAULT_GUIDANCE = 5.0
 DEFAULT_MAX_TEXT_TOKENS = 512
-SPECULATE = ("auto", "off")
 
 # --- Prompts -----------------------------------------------------------------------------------------------
 
@@ -182,7 +182,7 @@ def _required(what: str, *candidates: Any) -> int:
 # --- The backbone ------------------------------------------------------------------------------------------
 
 
-class JanusBackbone:
+class JanusBackbone(Batched):
     """A frozen Janus: draws, gives its heads, answers questions. See `milr.backbones.base.Backbone`."""
 
     def __init__(
@@ -234,8 +234,7 @@ class JanusBackbone:
 
     @speculate.setter
     def speculate(self, choice: str) -> None:
-        if choice not in SPECULATE:
-            raise UserError(f"speculate is 'auto' or 'off', not {choice!r}.")
+        check_speculate(choice)
         self._engine.pace = pace_of(self._decoder) if choice == "auto" else None
 
     def forget_guesses(self) -> None:
@@ -243,36 +242,6 @@ class JanusBackbone:
         self._engine.forget_guesses()
 
     # The verbs
-
-    def draw(self, orders: Sequence[Order]) -> list[Drawn]:
-        """Draw each order, in order; what is batched with what never changes a draft (up to float ties)."""
-        for order in orders:
-            self._check(order)
-        if self._memory is not None:
-            self.max_batch = min(self.max_batch, self._memory.places_in(free_bytes(self.model.device)))
-            self._memory = None
-        # Unguided drafts need half of the rows, so they are drawn by themselves.
-        waiting = sorted(range(len(orders)), key=lambda index: self._guidance(orders[index]) == 1.0)
-        drawn: dict[int, Drawn] = {}
-        while waiting:
-            guided = self._guidance(orders[waiting[0]]) != 1.0
-            batch = [i for i in waiting[: self.max_batch] if (self._guidance(orders[i]) != 1.0) == guided]
-            try:
-                drawn |= zip(batch, self._draw_batch([orders[index] for index in batch]), strict=True)
-            except torch.OutOfMemoryError as error:
-                if len(batch) == 1:
-                    raise UserError(
-                        f"One image of {self.info.name} does not fit into the memory of {self.info.device}; "
-                        "choose a smaller model or another --device."
-                    ) from error
-                self.max_batch = len(batch) // 2
-                self._engine.forget()
-                torch.cuda.empty_cache()
-                continue
-            except NotFinite as error:
-                raise self._computes_nan(str(error)) from error
-            waiting = waiting[len(batch) :]
-        return [drawn[index] for index in range(len(orders))]
 
     def text_logits(self, latents: Tensor) -> Tensor:
         """Text head: [T, D] -> [T, V_text] float32 on the device of `latents`; differentiable.
@@ -348,6 +317,10 @@ class JanusBackbone:
 
     # Drawing
 
+    def _apart(self, order: Order) -> bool:
+        """Unguided drafts need half of the rows."""
+        return self._guidance(order) == 1.0
+
     @torch.no_grad()
     def _draw_batch(self, orders: Sequence[Order]) -> list[Drawn]:
         started = time.perf_counter()
@@ -387,9 +360,8 @@ class JanusBackbone:
         """Floating point operations of a draft, whatever it was guessed from and however often it was read again."""
         branches = 1 if guidance == 1.0 else 2
         head = sum(weights.numel() for weights in self.model.model.generation_head.parameters())
-        words = self._decoder.work(text.sampled + text.prefilled) + 2 * self.model.lm_head.weight.numel() * text.sampled
         tokens = self._decoder.work(picture.sampled + picture.prefilled) + 2 * head * picture.sampled
-        return float(words + branches * tokens + self._work_of_pixels)
+        return float(self._writer.work(text) + branches * tokens + self._work_of_pixels)
 
     @cached_property
     def _work_of_pixels(self) -> int:
@@ -532,9 +504,6 @@ class JanusBackbone:
         if not bool(numbers.isfinite().all()):
             raise self._computes_nan(what)
         return numbers
-
-    def _computes_nan(self, what: str) -> UserError:
-        return UserError(f"{self.info.name} computes NaN ({what}){other_dtype(self.info.dtype, '--dtype ')}.")
 
     def _guidance(self, order: Order) -> float:
         return self.info.guidance if order.ask.guidance is None else order.ask.guidance

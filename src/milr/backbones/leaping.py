@@ -110,21 +110,23 @@ class Sketch:
     """Guesses of one picture. What the last pass chose is the guess as long as what stands around it is the same;
     where that has changed, what stood there in other pictures."""
 
-    def __init__(self, neighbours: Neighbours) -> None:
-        self._neighbours = neighbours
+    def __init__(self, neighbours: Neighbours, known: int = 0) -> None:
+        """`known`: positions below have a guess."""
+        self._neighbours, self.known = neighbours, known
         self._around: dict[int, tuple[int, ...]] = {}  # what the last pass saw around a position
 
-    def draw_on(self, tokens: list[int], free: Sequence[bool], at: int, stop: int, known: int) -> None:
-        """Guess the tokens from `at` to before `stop`, in place. Those below `known` have a guess."""
+    def draw_on(self, tokens: list[int], free: Sequence[bool], at: int, stop: int) -> None:
+        """Guess the tokens from `at` to before `stop`, in place."""
         for place in range(at, stop):
             around = self._neighbours.around(tokens, place)
-            if free[place] and (place >= known or self._around.get(place, around) != around):
+            if free[place] and (place >= self.known or self._around.get(place, around) != around):
                 told = self._neighbours.between(around)
                 if told is not None:
                     tokens[place] = told
-                elif place >= known:
+                elif place >= self.known:
                     tokens[place] = tokens[max(place - self._neighbours.above, 0)]
             self._around[place] = around
+        self.known = max(self.known, stop)
 
 
 class Echo:

@@ -32,7 +32,6 @@ from PIL import Image
 from milr.backbones.base import Backbone
 from milr.disk import write_atomically
 from milr.drafts import Ask, Choice, Drawn, Forced, Greedy, Order, Sample, UserError
-from milr.hub import PIPELINE
 from milr.version import __version__
 
 PROMPT = "a red fox to the left of two blue birds"
@@ -653,13 +652,13 @@ class Reckoning:
 
 def reckoning_for(model: str, device: str, dtype: str) -> Reckoning | None:
     """What was measured for a model that is not loaded, by the words that a command names it with; None for nothing."""
-    from milr.backbones import PRESETS
+    from milr.backbones import PRESETS, is_flow
     from milr.backbones.checkpoint import find
 
     source = PRESETS[model].source if model in PRESETS else model
     if source and not Path(source).is_dir() and "/" not in source:
         return None  # of another package: nothing is known of it before it is loaded
-    if PRESETS[model].is_flow if model in PRESETS else Path(model, PIPELINE).is_file():
+    if is_flow(model):
         return None
     found = find(model, device, dtype)
     name, kind = found.name, str(found.dtype).removeprefix("torch.")

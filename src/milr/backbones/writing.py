@@ -50,6 +50,11 @@ class Writer:
             texts.append(replace(text, ended=text.ended or was_closed, latents=text.latents[:keep]))
         return texts
 
+    def work(self, text: Decoded) -> int:
+        """Floating point operations of a text: it is read once, and the head chose some of its tokens."""
+        read = self._engine.decoder.work(text.sampled + text.prefilled)
+        return read + 2 * self._stage.table.numel() * text.sampled
+
     def _guess(self, earlier: Sequence[Tokens], tokens: Sequence[int]) -> tuple[int, ...]:
         """The earlier text that begins most like these tokens."""
         said = [(*drawn.text_tokens, self.end) for drawn in earlier]

@@ -114,6 +114,16 @@ def load_state(path: Path) -> dict[str, Any] | None:
     return state
 
 
+def resume(path: Path, model: nn.Module, optimizer: MuonAndAdamW, average: MovingAverage) -> dict[str, Any] | None:
+    """Put model, optimizer and average back to where they were saved; the state, or None where there is none."""
+    if state := load_state(path):
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        for mean, saved in zip(average.average, state["average"], strict=True):
+            mean.copy_(saved)
+    return state
+
+
 def autocast(device: torch.device) -> torch.autocast:
     """bf16 where it is faster: on GPUs always; on a CPU only if a quick try says so (some are slower with it)."""
     return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda" or _cpu_prefers_bf16())

@@ -82,14 +82,7 @@ def train(out: Path, recipe: Recipe = Recipe(), device: str = "auto", tell: Tell
     Raises UserError when `out` holds a training of another recipe or cannot be written.
     """
     where = device_of(device)
-    state = out / "state"
-    try:
-        state.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"Cannot write to '{out}' ({error.strerror}); choose another --out.") from error
-    keep_recipe(state / "recipe.json", recipe)
-    if recipe.threads:
-        torch.set_num_threads(recipe.threads)
+    state = begin(out, recipe)
     tokenizer = _tokenizer(state / "tokenizer", recipe.seed)
     log = state / "losses.jsonl"
     vq = train_vq(state, recipe.vq_steps, WIDTH, recipe.seed, where, Log(log, "image tokenizer", recipe.vq_steps, tell))
@@ -134,8 +127,21 @@ def plans(recipe: Recipe) -> dict[str, LmPlan]:
     }
 
 
-def keep_recipe(path: Path, recipe: Any) -> None:
-    """Write the recipe (a dataclass) beside the state; raises UserError where that is of another one."""
+def begin(out: Path, recipe: Any) -> Path:
+    """The folder of what resuming needs, with the recipe (a dataclass with `threads`) in it. Raises UserError where
+    `out` holds a training of another recipe or cannot be written."""
+    state = out / "state"
+    try:
+        state.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"Cannot write to '{out}' ({error.strerror}); choose another --out.") from error
+    _keep_recipe(state / "recipe.json", recipe)
+    if recipe.threads:
+        torch.set_num_threads(recipe.threads)
+    return state
+
+
+def _keep_recipe(path: Path, recipe: Any) -> None:
     fixed = {key: value for key, value in asdict(recipe).items() if key != "threads"}
     if path.exists() and json.loads(path.read_text()) != fixed:
         raise UserError(f"'{path.parent.parent}' holds a training of another recipe; choose another --out.")

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from milr.lab.codes import BLANK, CODES, FIRST_FRAME, FIRST_SPRITE, FRAME_TILES, GRID, TOKENS
 from milr.lab.flow_data import Data, tell
 from milr.lab.flow_model import STEPS, FlowSize, diffusers, make_transformer, states_of, tile_latents
-from milr.lab.optimizers import MovingAverage, MuonAndAdamW, autocast, load_state, save_state, schedule
+from milr.lab.optimizers import MovingAverage, MuonAndAdamW, autocast, resume, save_state, schedule
 from milr.lab.train_vq import Report
 from milr.lab.world import LOOKS, NOUNS
 
@@ -144,11 +144,7 @@ def train_dit(
     optimizer = MuonAndAdamW(matrices, others, plan.muon_rate, plan.adam_rate)
     average = MovingAverage(transformer.parameters(), AVERAGE)
     start, seconds_before = 0, 0.0
-    if state := load_state(folder / STATE):
-        transformer.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        for mean, saved in zip(average.average, state["average"], strict=True):
-            mean.copy_(saved)
+    if state := resume(folder / STATE, transformer, optimizer, average):
         scales = state["scales"]
         start, seconds_before = int(state["step"]), float(state["seconds"])
     scales = scales.to(device)

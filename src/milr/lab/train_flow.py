@@ -22,7 +22,6 @@ import torch
 from torch import Tensor
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from milr.drafts import UserError
 from milr.hub import device_of
 from milr.lab.codes import page_tokens
 from milr.lab.curriculum import unseen_items
@@ -43,7 +42,7 @@ from milr.lab.flow_model import (
 from milr.lab.language import write_reading
 from milr.lab.measure_flow import GUIDANCE, draw_readings, measure_flow, to_markdown, write_readings
 from milr.lab.optimizers import load_state
-from milr.lab.train import Log, Tell, contact_sheet, curves, keep_recipe
+from milr.lab.train import Log, Tell, begin, contact_sheet, curves
 from milr.lab.train_dit import STATE as FLOW_STATE
 from milr.lab.train_dit import FlowPlan, train_dit
 from milr.lab.train_kl import PAGES_PER_STEP, train_kl
@@ -103,14 +102,7 @@ def train_flow(
     """
     diffusers()
     where = device_of(device)
-    state = out / "state"
-    try:
-        state.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"Cannot write to '{out}' ({error.strerror}); choose another --out.") from error
-    keep_recipe(state / "recipe.json", recipe)
-    if recipe.threads:
-        torch.set_num_threads(recipe.threads)
+    state = begin(out, recipe)
     log = state / "losses.jsonl"
     vae = train_kl(state, recipe.kl_steps, recipe.seed, where, Log(log, "autoencoder", recipe.kl_steps, tell))
     writer, tokenizer = language_model()

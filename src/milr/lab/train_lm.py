@@ -39,7 +39,7 @@ from milr.lab.curriculum import (
 from milr.lab.detector import page_of
 from milr.lab.language import write_frame, write_layout
 from milr.lab.model import ASSISTANT, BOI, BOS, EOI, EOS, IMAGE, NO, PAD, USER, YES
-from milr.lab.optimizers import MovingAverage, MuonAndAdamW, autocast, load_state, save_state, schedule
+from milr.lab.optimizers import MovingAverage, MuonAndAdamW, autocast, resume, save_state, schedule
 from milr.lab.questions import Question, ask
 from milr.lab.train_eye import see, with_noise
 from milr.lab.train_vq import Report
@@ -405,11 +405,7 @@ def train_lm(
     optimizer = MuonAndAdamW(matrices, others, plan.rate * MUON_RATE, plan.rate * ADAM_RATE)
     average = MovingAverage(optimizer.parameters)
     start, seconds_before = 0, 0.0
-    if state := load_state(folder / state_name):
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        for mean, saved in zip(average.average, state["average"], strict=True):
-            mean.copy_(saved)
+    if state := resume(folder / state_name, model, optimizer, average):
         start, seconds_before = int(state["step"]), float(state["seconds"])
     began = time.monotonic()
     for step in range(start, plan.steps):

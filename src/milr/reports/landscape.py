@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from milr.backbones.base import Backbone
-from milr.backbones.policies import image_policy, text_policy
+from milr.backbones.policies import image_policy, whole_text
 from milr.critics.base import Critic, judge
 from milr.drafts import Ask, Draft, Drawn, Forced, Order, Sample, Score, Task
 
@@ -91,8 +91,8 @@ def _grid(backbone: Backbone, critic: Critic, task: Task, number: int, side: int
     """Drafts of every text with every stream: the stream gives a picture its numbers, whatever the text is."""
     base = 1_000_000 * (number + 1)
     written = _drawn(backbone, task, [(Ask(text=Sample()), base + at) for at in range(side)], batch)
-    whole = text_policy(backbone)
-    texts = [Forced((*one.text_tokens, *[whole.end] * one.text_ended)) for one in written]
+    end = backbone.text_end()
+    texts = [Forced(whole_text(one, end)) for one in written]
     asked = [(Ask(text=text), base + 1000 + stream) for text in texts for stream in range(side)]
     drafts = _judged(critic, task, asked, _drawn(backbone, task, asked, batch))
     return [drafts[row * side : (row + 1) * side] for row in range(side)]

@@ -733,12 +733,13 @@ def _not_told_apart(report: Mapping[str, Any], best: str) -> list[str]:
 def not_a_budget(searches: Mapping[str, Mapping[str, Any]], budget: int) -> list[str]:
     """For which methods @k is not what a user with a budget of k gets, and why, by reason."""
     reasons: dict[str, list[str]] = {}
+    cost = "work" if any(row.get("evaluations") for row in searches.values()) else "tokens"
     for name, row in searches.items():
         if row["looks_at_budget"]:
             reasons.setdefault(row["looks_at_budget"], []).append(name)
     return [
         f"*: not what a user of {', '.join(names)} with a budget of k gets, since {why}; it is the best of the first k "
-        f"drafts of a search with a budget of {budget} (so is what stands at equal tokens and seconds)"
+        f"drafts of a search with a budget of {budget} (so is what stands at equal {cost} and seconds)"
         for why, names in reasons.items()
     ]
 

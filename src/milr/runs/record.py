@@ -352,7 +352,7 @@ def _check_draft(raw: Any, number: int) -> RecordedDraft:
     return RecordedDraft(
         number=number,
         ask=Ask(
-            text=_check_choice(_get(ask, "text", dict)),
+            text=_check_text(_get(ask, "text", dict)),
             image=_check_choice(_get(ask, "image", dict)),
             text_ratio=_number(ask, "text_ratio"),
             image_ratio=_number(ask, "image_ratio"),
@@ -383,6 +383,13 @@ def _check_choice(raw: Mapping[str, Any], depth: int = 0) -> Choice:
     if how in ("noise", "repaint"):
         return _check_picture(raw, how, depth)
     raise _Unreadable(f"a way of choosing tokens is called {how!r:.60}")
+
+
+def _check_text(raw: Mapping[str, Any]) -> Choice:
+    choice = _check_choice(raw)
+    if isinstance(choice, (Noise, Repaint)):
+        raise _Unreadable("a text is said to be made of noise")
+    return choice
 
 
 def _check_picture(raw: Mapping[str, Any], how: str, depth: int) -> Choice:

@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from milr.drafts import Ask, Choice, Drawn, Forced, Order, Sample, UserError
+from milr.drafts import Ask, Choice, Drawn, Forced, Noise, Order, Repaint, Sample, UserError
 from milr.pictures import see
 from milr.runs.generate import check_prompt
 from milr.runs.output import Folder
 from milr.runs.record import TOKENS, Record, RecordedDraft, fingerprint, read_record, versions
 
 if TYPE_CHECKING:
-    from milr.backbones.base import Backbone
+    from milr.backbones.base import Backbone, BackboneInfo
 
 DRAFTS_AT_ONCE = 8
 SAME_PICTURE = 3.0  # of 255, on average: another batch, or another device, rounds every value by a little
@@ -272,11 +272,17 @@ def _check_fit(record: Record, model: Backbone) -> None:
                     f"Draft {draft.number} of the record has {kind} tokens that the model '{info.name}' does not know; "
                     "name the model that drew it with --model."
                 )
-        if not _is_drawable(draft.ask.image, info.image_tokens):
+        if not _is_drawable(draft.ask.image, info):
             raise UserError(f"The record asks draft {draft.number} for an image that no search can ask for.")
 
 
-def _is_drawable(choice: Choice, length: int) -> bool:
+def _is_drawable(choice: Choice, info: BackboneInfo) -> bool:
+    length = info.image_tokens
+    if isinstance(choice, (Noise, Repaint)) and (info.choices != "noise" or len(choice.tokens) not in (0, length)):
+        return False
+    if isinstance(choice, Repaint):  # nothing in what is kept may be left to a stream
+        is_whole = len(choice.of.tokens) == length and not (isinstance(choice.of, Forced) and choice.of.free)
+        return is_whole and all(cell < length for cell in choice.free) and _is_drawable(choice.of, info)
     if not isinstance(choice, Forced):
         return True
     if choice.free is None:

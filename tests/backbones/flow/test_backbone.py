@@ -24,8 +24,9 @@ from milr.backbones.flow.noise import coarse_to_fine, gaussian
 from milr.backbones.speed import measure, reckoning_for
 from milr.critics import naming
 from milr.drafts import Ask, Check, Drawn, Forced, Greedy, Noise, Order, Repaint, Sample, Score, Task, UserError
-from milr.reports.reading import write_report
+from milr.reports.reading import read_run, write_report
 from milr.reports.report import curves, to_markdown
+from milr.reports.report_page import render_report
 from milr.runs.bench import Terms, bench
 from milr.runs.generate import generate
 from milr.runs.methods import choose_methods
@@ -247,6 +248,35 @@ def test_a_generated_folder_is_replayed(klein: FlowBackbone, tmp_path: Path) -> 
     assert pictures == [2 * STEPS] * 3
 
 
+@pytest.mark.parametrize(
+    ("where", "choice", "message"),
+    [
+        ("image", {"how": "noise", "values": [0.5] * 99_999, "tokens": []}, "99999 coefficients of noise are given"),
+        ("image", {"how": "noise", "values": [0.5], "tokens": [1, 2]}, "for an image that no search can ask for"),
+        ("image", {"how": "repaint", "of": "whole", "free": [64], "strength": 1.0, "tokens": []}, "no search can ask"),
+        ("image", {"how": "repaint", "of": "short", "free": [1], "strength": 1.0, "tokens": []}, "no search can ask"),
+        ("image", {"how": "repaint", "of": "half", "free": [1], "strength": 1.0, "tokens": []}, "no search can ask"),
+        ("image", {"how": "repaint", "of": "whole", "free": [1], "strength": 7.0, "tokens": []}, "is no picture"),
+        ("text", {"how": "noise", "values": [0.5], "tokens": []}, "a text is said to be made of noise"),
+    ],
+)
+def test_records_that_no_search_made_are_refused_in_a_sentence(
+    klein: FlowBackbone, tmp_path: Path, where: str, choice: dict[str, Any], message: str
+) -> None:
+    """The file may come from anywhere."""
+    result = generate(klein, PROMPTS[0], reward="noise", search="single", budget=1, out=tmp_path / "out")
+    assert result.folder
+    record = json.loads((result.folder / "trajectory.json").read_text())
+    sample = {"how": "sample", "temperature": 1.0}
+    kept = {"how": "forced", "tokens": list(range(64)), "then": sample, "free": []}
+    pictures = {"whole": kept, "short": {**kept, "tokens": [1, 2]}, "half": {**kept, "free": [5]}}
+    of = {"of": pictures[choice["of"]]} if "of" in choice else {}
+    record["drafts"][0]["ask"][where] = {**choice, **of, "then": sample}
+    (result.folder / "trajectory.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match=message):
+        replay(result.folder, klein)
+
+
 def test_a_killed_search_goes_on_from_its_records(klein: FlowBackbone) -> None:
     """Two drafts are on record and lack the latents that the search asks for: it ends as it would have without."""
     settings = latent.Milr(image_ratio=0.1, baseline="mean")
@@ -345,3 +375,4 @@ def test_reports_of_flow_models_compare_at_equal_work(klein: FlowBackbone, tmp_p
         assert row["by_calls"]["1"]["work"] < row["work"]
     assert "GFLOP a search (evaluations of the drawing network)" in to_markdown(report)
     assert "floating point operations" in curves(report)
+    assert "at equal calls, equal work, equal seconds" in render_report(report, [read_run(tmp_path / "run")])

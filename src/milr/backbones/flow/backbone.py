@@ -24,17 +24,16 @@ from PIL.Image import Image
 from torch import Tensor
 
 from milr.backbones.base import BackboneInfo
+from milr.backbones.batches import Batched
 from milr.backbones.board import Stage
-from milr.backbones.checkpoint import free_bytes
 from milr.backbones.decoder import Decoder
-from milr.backbones.decoding import Decoded, Engine, NotFinite
+from milr.backbones.decoding import Decoded, Engine
 from milr.backbones.flow.drawer import Conditioning, Drawer, Kept, Request
 from milr.backbones.flow.noise import coarse_to_fine, fine_to_picture, gaussian
-from milr.backbones.flow.policy import Coefficients, resolved
+from milr.backbones.flow.policy import Coefficients, check_temperature, resolved
 from milr.backbones.sampling import prefix_length
 from milr.backbones.writing import Writer
 from milr.drafts import Choice, Cost, Drawn, Forced, Greedy, Latents, Noise, Order, Repaint, Sample, UserError
-from milr.hub import other_dtype
 
 Keys = npt.NDArray[np.int64]
 Named = tuple[str, str, float, Choice]  # prompt, reasoning, guidance, choice: what a finished picture follows from
@@ -49,9 +48,10 @@ def keys_of(stream: int, count: int) -> Keys:
     return numbers.integers(0, 2**KEY_BITS, count)
 
 
-class FlowBackbone:
+class FlowBackbone(Batched):
     """A flow model with a text encoder that writes. See `milr.backbones.base.Backbone`."""
 
+    smaller = "a smaller model, smaller pictures"
     good_width = 1  # drafts of one prompt at once: each is arithmetic, so that a batch takes as long as all of them
 
     def __init__(self, drawer: Drawer) -> None:
@@ -75,7 +75,7 @@ class FlowBackbone:
         stage = Stage("text", self.max_text_tokens, self._decoder.embed_tokens.weight, self._head, self._end)
         self._writer = Writer(self._engine, stage, self._request_ids)
         self._finished: OrderedDict[Named, Tensor] = OrderedDict()
-        self._is_memory_seen = False
+        self._memory = drawer.memory
         self.info = BackboneInfo(
             name=drawer.name,
             dtype=str(drawer.dtype).removeprefix("torch."),
@@ -91,34 +91,6 @@ class FlowBackbone:
 
     # --- The verbs ---
 
-    def draw(self, orders: Sequence[Order]) -> list[Drawn]:
-        """Draw each order, in order; what is batched with what never changes a draft (up to float ties)."""
-        for order in orders:
-            self._check(order)
-        if not self._is_memory_seen:  # critics have taken their part of it by now
-            free = free_bytes(self.drawer.device)
-            self.max_batch = min(self.max_batch, self.drawer.memory.places_in(free))
-            self._is_memory_seen = True
-        drawn: list[Drawn] = []
-        while len(drawn) < len(orders):
-            batch = orders[len(drawn) : len(drawn) + self.max_batch]
-            try:
-                drawn += self._draw_batch(batch)
-            except torch.OutOfMemoryError as error:
-                if len(batch) == 1:
-                    raise UserError(
-                        f"One picture of {self.info.name} does not fit into the memory of {self.info.device}; choose a "
-                        "smaller model, smaller pictures or another --device."
-                    ) from error
-                self.max_batch = len(batch) // 2
-                self._engine.forget()
-                torch.cuda.empty_cache()
-            except NotFinite as error:
-                raise UserError(
-                    f"{self.info.name} computes NaN ({error}){other_dtype(self.info.dtype, '--dtype ')}."
-                ) from error
-        return drawn
-
     def text_logits(self, latents: Tensor) -> Tensor:
         """Text head: [T, D] -> [T, V_text] float32 on the device of `latents`; differentiable."""
         weight = self._decoder.weight
@@ -130,10 +102,7 @@ class FlowBackbone:
 
     def image_policy(self, guidance: float, temperature: float) -> Coefficients:
         """How pictures follow from their noise; guidance is no part of it, and there is no temperature."""
-        if temperature != 1:
-            raise UserError(
-                f"The noise that {self.info.name} draws from has no temperature; set image_temperature to 1."
-            )
+        check_temperature(Sample(temperature))
         return Coefficients(self.drawer.channels, self.drawer.grid)
 
     def answer(self, images: Sequence[Image], questions: Sequence[str]) -> list[float]:
@@ -197,8 +166,7 @@ class FlowBackbone:
                         work=float(
                             self.drawer.flops(request)
                             + self.drawer.encoding_flops(request.conditioning)
-                            + self._decoder.work(text.sampled + text.prefilled)
-                            + 2 * self._vocabulary * self._decoder.hidden_size * text.sampled
+                            + self._writer.work(text)
                         ),
                     ),
                 )
@@ -233,11 +201,11 @@ class FlowBackbone:
             coefficients[: len(choice.values)] = torch.tensor(choice.values)
             noise = fine_to_picture(coefficients, (self.drawer.channels, grid, grid))
         if isinstance(choice, Repaint):
-            old = self._picture(order, reasoning, conditioning, choice.of)
-            where = torch.zeros(count, dtype=torch.bool)
-            where[list(choice.free)] = True
             if not choice.free:
                 return self._requested(_asking(order, choice.of), reasoning, conditioning)[0], keys
+            where = torch.zeros(count, dtype=torch.bool)
+            where[list(choice.free)] = True
+            old = self._picture(order, reasoning, conditioning, choice.of)
             kept = Kept(old, where.view(grid, grid), choice.strength)
         return Request(conditioning, noise, guidance=guidance, kept=kept), keys
 
@@ -283,9 +251,12 @@ class FlowBackbone:
             raise UserError(
                 f"{self.info.name} makes its pictures of noise, of which none is the most probable; sample it."
             )
-        if isinstance(then, Sample) and then.temperature != 1:
+        if isinstance(then, Sample):
+            check_temperature(then)
+        if isinstance(choice, Noise) and len(choice.values) > self._coefficients:
             raise UserError(
-                f"The noise that {self.info.name} draws from has no temperature; set image_temperature to 1."
+                f"{len(choice.values)} coefficients of noise are given, and a picture of {self.info.name} has "
+                f"{self._coefficients}."
             )
 
     def _guidance(self, order: Order) -> float:
@@ -294,10 +265,6 @@ class FlowBackbone:
     @property
     def _coefficients(self) -> int:
         return self.drawer.channels * self.drawer.grid**2
-
-    @property
-    def _vocabulary(self) -> int:
-        return len(self._decoder.embed_tokens.weight)
 
     def _blind(self) -> UserError:
         return UserError(

@@ -71,7 +71,7 @@ class Coefficients:
         return tuple((mean + spread * rng.standard_normal(len(mean))).astype(np.float32).tolist())
 
     def choice(self, values: Sequence[float], then: Greedy | Sample) -> Noise:
-        return Noise(tuple(values), _sampled(then))
+        return Noise(tuple(values), check_temperature(then))
 
     def others(self, drawn: Drawn, places: Iterable[int] | None = None) -> Others:
         """Fresh noise for each of the regions that are wrong, several times over. It is exactly as likely as the old:
@@ -86,13 +86,13 @@ class Coefficients:
 
     def change(self, draft: Draft, position: int, token: int, free: frozenset[int], then: Greedy | Sample) -> Repaint:
         """The picture stays but for these cells, which are drawn anew from fresh noise."""
-        return Repaint(self.kept(draft), free | {position}, _sampled(then), self.strength)
+        return Repaint(self.kept(draft), free | {position}, check_temperature(then), self.strength)
 
     def near(self, draft: Draft, step: float, rng: np.random.Generator, then: Greedy | Sample) -> Noise:
         """cos(step) x + sin(step) e on its coarsest coefficients; the finer ones stay."""
         x = np.array(self.drew(draft)[:COARSE])
         values = math.cos(step) * x + math.sin(step) * rng.standard_normal(len(x))
-        return Noise(tuple(values.astype(np.float32).tolist()), _sampled(then), draft.drawn.image_tokens)
+        return Noise(tuple(values.astype(np.float32).tolist()), check_temperature(then), draft.drawn.image_tokens)
 
 
 def resolved(choice: Choice, keys: tuple[int, ...]) -> Forced | Noise | Repaint:
@@ -104,9 +104,10 @@ def resolved(choice: Choice, keys: tuple[int, ...]) -> Forced | Noise | Repaint:
     return Forced(keys, free=frozenset())
 
 
-def _sampled(then: Greedy | Sample) -> Sample:
+def check_temperature(then: Greedy | Sample) -> Sample:
+    """What the rest of a picture is made of: fresh noise, as it is."""
     if not isinstance(then, Sample) or then.temperature != 1:
-        raise UserError("The noise of a picture has no temperature; set image_temperature to 1.")
+        raise UserError("The noise that a flow model draws from has no temperature; set image_temperature to 1.")
     return then
 
 
