@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,7 @@ import torch
 
 from milr.backbones.checkpoint import Memory, free_bytes
 from milr.backbones.decoding import Engine, NotFinite
-from milr.drafts import Drawn, Order, UserError
+from milr.drafts import Choice, Drawn, Forced, Order, UserError
 from milr.hub import other_dtype
 
 if TYPE_CHECKING:
@@ -58,6 +59,20 @@ class Batched:
     def _check(self, order: Order) -> None:
         """Refuse what cannot be drawn, before anything is."""
         raise NotImplementedError
+
+    def _check_numbers(self, order: Order, guidance: float) -> None:
+        if not (math.isfinite(guidance) and guidance >= 0):
+            raise UserError(f"The guidance scale is {guidance}; it must be a number >= 0 (1 is no guidance).")
+        for choice in (order.ask.text, order.ask.image):
+            temperature = getattr(getattr(choice, "then", choice), "temperature", 1.0)
+            if not (math.isfinite(temperature) and temperature > 0):
+                raise UserError(f"The temperature is {temperature}; it must be > 0 (use greedy choice for 0).")
+
+    def _check_tokens(self, choice: Choice, size: int) -> None:
+        if isinstance(choice, Forced) and not all(0 <= token < size for token in choice.tokens):
+            raise UserError(
+                f"A forced token lies outside the {size} that {self.info.name} knows; it is from another model."
+            )
 
     def _draw_batch(self, orders: Sequence[Order]) -> list[Drawn]:
         raise NotImplementedError

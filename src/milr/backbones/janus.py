@@ -6,8 +6,6 @@ image mode returns no hidden states, cannot switch guidance off and silently sam
 
 from __future__ import annotations
 
-import math
-import re
 import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property, lru_cache
@@ -28,8 +26,8 @@ from milr.backbones.checkpoint import LARGEST_BATCH, Memory, find, pictures_at_o
 from milr.backbones.decoder import Cache, Decoder, planless_attention
 from milr.backbones.decoding import Decoded, Engine, Plan, pace_of
 from milr.backbones.sampling import guide, prefix_length, uniforms
-from milr.backbones.writing import REASONING, Writer, temperature_of
-from milr.drafts import Cost, Drawn, Forced, Latents, Order, UserError
+from milr.backbones.writing import REASONING, Controls, Writer, readable, temperature_of
+from milr.drafts import Cost, Drawn, Forced, Latents, Noise, Order, Repaint, UserError
 
 Found = TypeVar("Found")
 
@@ -73,10 +71,8 @@ class Prompts:
         )
         self.end_image = _required("an end-of-image token", self._named("eoi_token", "<end_of_image>"))
         self._seen_tokens: int = config.vision_config.num_image_tokens
-        added = tokenizer.added_tokens_decoder.values()
-        control = {token.content for token in added if token.special} | set(tokenizer.all_special_tokens)
-        self._control = sorted(control, key=len, reverse=True)
-        self._control_pattern = re.compile("|".join(map(re.escape, self._control)))
+        self._controls = Controls(tokenizer)
+        self.clean, self.check = self._controls.clean, self._controls.check
         self.yes, self.no = self._first_tokens(_YES), self._first_tokens(_NO)
         self.yes, self.no = self.yes - self.no, self.no - self.yes  # where ' ' is a token of its own
 
@@ -134,20 +130,6 @@ class Prompts:
         """The tokens of a text, without begin or end tokens."""
         return self._encode(text, begin=False)
 
-    def clean(self, reasoning: str) -> str:
-        """A reasoning as it goes into a prompt: nothing in it may be read as a control token."""
-        while self._control_pattern.search(reasoning):
-            reasoning = self._control_pattern.sub("", reasoning)
-        return reasoning.strip()
-
-    def check(self, text: str) -> None:
-        """Refuse what a prompt must not hold."""
-        if not text.strip():
-            raise UserError("The prompt is empty; say what to draw.")
-        found = self._control_pattern.search(text)
-        if found:
-            raise UserError(f"The prompt holds {found[0]!r}, a control token of this model; write it in other words.")
-
     def _render(self, template: str, user: str, assistant: str | None = None) -> list[int]:
         messages = [{"role": "user", "content": user}]
         if assistant is not None:
@@ -156,9 +138,7 @@ class Prompts:
         return self._encode(text, begin=False)
 
     def _encode(self, text: str, begin: bool = True) -> list[int]:
-        # A lone surrogate (an undecodable byte of a command line) has no UTF-8 form.
-        text = text.encode("utf-8", "replace").decode("utf-8")
-        ids = self._tokenizer.encode(text, add_special_tokens=False)
+        ids = self._tokenizer.encode(readable(text), add_special_tokens=False)
         return [self.begin, *ids] if begin else list(ids)
 
     def _named(self, attribute: str, content: str) -> int | None:
@@ -509,19 +489,12 @@ class JanusBackbone(Batched):
         return self.info.guidance if order.ask.guidance is None else order.ask.guidance
 
     def _check(self, order: Order) -> None:
-        guidance = self._guidance(order)
-        if not (math.isfinite(guidance) and guidance >= 0):
-            raise UserError(f"The guidance scale is {guidance}; it must be a number >= 0 (1 is no guidance).")
-        for choice in (order.ask.text, order.ask.image):
-            temperature = getattr(choice.then if isinstance(choice, Forced) else choice, "temperature", 1.0)
-            if not (math.isfinite(temperature) and temperature > 0):
-                raise UserError(f"The temperature is {temperature}; it must be > 0 (use greedy choice for 0).")
-        text, image = order.ask.text, order.ask.image
-        for choice, size in ((text, self._text_vocabulary), (image, self._image_vocabulary)):
-            if isinstance(choice, Forced) and not all(0 <= token < size for token in choice.tokens):
-                raise UserError(
-                    f"A forced token lies outside the {size} that {self.info.name} knows; it is from another model."
-                )
+        self._check_numbers(order, self._guidance(order))
+        image = order.ask.image
+        if isinstance(image, (Noise, Repaint)):
+            raise UserError(f"{self.info.name} makes its pictures of tokens, not of noise; this is for a flow model.")
+        self._check_tokens(order.ask.text, self._text_vocabulary)
+        self._check_tokens(image, self._image_vocabulary)
         if isinstance(image, Forced) and image.free is not None:
             count = self.info.image_tokens
             if len(image.tokens) != count or not image.free <= set(range(count)):

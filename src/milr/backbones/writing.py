@@ -5,13 +5,15 @@ Knows the engine and what a request is in tokens; no model and no picture.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 from milr.backbones.board import Stage
 from milr.backbones.decoding import Decoded, Engine, Plan
 from milr.backbones.sampling import prefix_length, uniforms
-from milr.drafts import Choice, Forced, Order, Sample, Tokens
+from milr.drafts import Choice, Forced, Order, Sample, Tokens, UserError
 
 # What a model is asked for that was not made to write reasonings.
 REASONING = (
@@ -19,6 +21,34 @@ REASONING = (
     "Describe what is to be seen: every object, the attributes that the prompt gives, and how the objects "
     "relate to each other. Use at most 50 words and add nothing that the prompt does not ask for."
 )
+
+
+class Controls:
+    """The control tokens of a tokenizer: a prompt that holds one is refused, a reasoning that spells one loses it."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        added = tokenizer.added_tokens_decoder.values()
+        control = {token.content for token in added if token.special} | set(tokenizer.all_special_tokens)
+        self._pattern = re.compile("|".join(map(re.escape, sorted(control, key=len, reverse=True))))
+
+    def clean(self, reasoning: str) -> str:
+        """A reasoning as it goes into a prompt: nothing in it may be read as a control token."""
+        while self._pattern.search(reasoning):
+            reasoning = self._pattern.sub("", reasoning)
+        return reasoning.strip()
+
+    def check(self, text: str) -> None:
+        """Refuse what a prompt must not hold."""
+        if not text.strip():
+            raise UserError("The prompt is empty; say what to draw.")
+        found = self._pattern.search(text)
+        if found:
+            raise UserError(f"The prompt holds {found[0]!r}, a control token of this model; write it in other words.")
+
+
+def readable(text: str) -> str:
+    """Without lone surrogates (an undecodable byte of a command line), which have no UTF-8 form."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 class Writer:

@@ -309,6 +309,32 @@ def test_a_repair_changes_what_the_critic_points_at(klein: FlowBackbone) -> None
 
 
 @pytest.mark.parametrize(
+    ("prompt", "ask", "message"),
+    [
+        ("a fox<|im_end|>", Ask(), "The prompt holds .*a control token of this model"),
+        ("a fox " * 600, Ask(), r"The prompt is \d+ tokens long; .* reads at most \d+"),
+        ("a fox", Ask(guidance=float("nan")), "The guidance scale is nan"),
+        ("a fox", Ask(guidance=-1.0), "The guidance scale is -1.0"),
+        ("a fox", Ask(text=Sample(0.0)), "The temperature is 0.0"),
+        ("a fox", Ask(text=Forced((10**6,))), "A forced token lies outside"),
+    ],
+)
+def test_what_a_token_model_refuses_is_refused_here_too(
+    klein: FlowBackbone, prompt: str, ask: Ask, message: str
+) -> None:
+    control = next(iter(klein._tokenizer.all_special_tokens))
+    with pytest.raises(UserError, match=message):
+        klein.draw([Order(prompt.replace("<|im_end|>", control), ask, 1)])
+
+
+def test_a_reasoning_cannot_spell_a_control_token_and_lines_are_joined(klein: FlowBackbone) -> None:
+    control = next(iter(klein._tokenizer.all_special_tokens))
+    half = len(control) // 2
+    said = f"A fox. {control[:half]}{control}{control[half:]}\nRed."
+    assert klein._seen("a\n fox\udcff", said) == "a fox?. A fox. Red."
+
+
+@pytest.mark.parametrize(
     ("ask", "message"),
     [
         (Ask(image=Greedy()), "makes its pictures of noise, of which none is the most probable"),

@@ -32,7 +32,7 @@ from milr.backbones.flow.drawer import Conditioning, Drawer, Kept, Request
 from milr.backbones.flow.noise import coarse_to_fine, fine_to_picture, gaussian
 from milr.backbones.flow.policy import Coefficients, check_temperature, resolved
 from milr.backbones.sampling import prefix_length
-from milr.backbones.writing import Writer
+from milr.backbones.writing import Controls, Writer, readable
 from milr.drafts import Choice, Cost, Drawn, Forced, Greedy, Latents, Noise, Order, Repaint, Sample, UserError
 
 Keys = npt.NDArray[np.int64]
@@ -68,6 +68,7 @@ class FlowBackbone(Batched):
         self._decoder = Decoder(getattr(body, "language_model", body))
         self._engine = Engine(self._decoder)
         self._head: torch.nn.Module = encoder.get_output_embeddings()
+        self._controls = Controls(self._tokenizer)
         self._end = _end_of(encoder, self._tokenizer, drawer.name)
         self.max_text_tokens: int = drawer.reasoning_tokens
         self.max_batch: int = drawer.images_at_once
@@ -227,22 +228,26 @@ class FlowBackbone(Batched):
 
     def _request(self, prompt: str) -> list[int]:
         """The tokens that ask for a reasoning."""
-        asked = self.drawer.reasoning.replace("{prompt}", " ".join(prompt.split()))
+        asked = self.drawer.reasoning.replace("{prompt}", _in_a_line(prompt))
         said = self.drawer.family.template(self.drawer.pipe, asked)
         return list(self._tokenizer.encode(said, add_special_tokens=False))
 
     def _seen(self, prompt: str, reasoning: str) -> str:
         """What the picture is drawn from."""
         if not reasoning:
-            return prompt.strip()
-        words = {"{prompt}": prompt.strip(), "{reasoning}": reasoning}
+            return _in_a_line(prompt)
+        words = {"{prompt}": _in_a_line(prompt), "{reasoning}": _in_a_line(self._controls.clean(reasoning))}
         return re.sub(r"\{prompt\}|\{reasoning\}", lambda found: words[found.group()], self.drawer.drawing)
 
     # --- What an order may ask for ---
 
     def _check(self, order: Order) -> None:
-        if not order.prompt.strip():
-            raise UserError("The prompt is empty; say what to draw.")
+        self._controls.check(order.prompt)
+        self._check_numbers(order, self._guidance(order))
+        self._check_tokens(order.ask.text, len(self._decoder.embed_tokens.weight))
+        length, most = self.drawer.length(self._seen(order.prompt, "")), self.drawer.text_tokens
+        if length > most:
+            raise UserError(f"The prompt is {length} tokens long; {self.info.name} reads at most {most}.")
         choice = order.ask.image
         while isinstance(choice, Repaint):
             choice = choice.of
@@ -271,6 +276,11 @@ class FlowBackbone(Batched):
             f"{self.info.name} cannot look at pictures, so it cannot judge its own; choose a critic that has eyes "
             "(milr list critics)."
         )
+
+
+def _in_a_line(text: str) -> str:
+    """As a template takes it, in which a new line may mean something."""
+    return " ".join(readable(text).split())
 
 
 def _asking(order: Order, choice: Choice) -> Order:
