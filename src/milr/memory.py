@@ -1,8 +1,8 @@
 """Memory that is kept between convolutions, instead of being given back to the system and asked for again.
 
 glibc gives memory back as soon as a large block at the end of the heap is free, and asks for it anew for the next
-layer: each page of it then costs a fault. On a processor the pixels of one `lab` picture take 4,000 faults and a third
-more time so (docs/adr/0012). Other C libraries have rules of their own, and stay as they are.
+layer: each page of it then costs a fault. On a processor the pixels of one `lab` picture take 4,000 faults so, and a
+quarter more time (docs/adr/0012). Other C libraries have rules of their own, and stay as they are.
 """
 
 from __future__ import annotations
