@@ -479,3 +479,26 @@ def test_a_search_that_lacks_a_held_out_verdict_is_neither_drawn_nor_judged_agai
     assert (again.drafts, again.best, again.stopped, again.notes) == (
         whole.drafts, whole.best, whole.stopped, ("a note",),
     )  # fmt: skip
+
+
+def test_the_model_hears_of_the_best_draft_and_of_the_last_ones_and_of_no_other_prompt() -> None:
+    """What it may guess from: however large the budget, a few drafts of this prompt."""
+    toy = Toy()
+    told: dict[str, list[Any]] = {}
+    draw = toy.draw
+
+    def watched(orders: Any) -> Any:
+        for order in orders:
+            told.setdefault(order.prompt, []).append(order.earlier)
+        return draw(orders)
+
+    toy.draw = watched  # type: ignore[method-assign]
+    found = drive(toy, CountingCritic(match), tasks(2), best_of_n, BestOfN(text="sampled"), budget=30, threshold=9)
+    for trajectory in found:
+        for number, earlier in enumerate(told[trajectory.task.prompt]):
+            drafts = trajectory.drafts[:number]
+            best = max(drafts, key=lambda draft: (draft.reward, -draft.number), default=None)
+            last = [draft.drawn.image_tokens for draft in drafts[:-16:-1]]
+            first = [best.drawn.image_tokens] if best is not None else []
+            assert [one.image_tokens for one in earlier] == [*first, *last]
+            assert len(earlier) <= 16

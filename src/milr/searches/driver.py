@@ -41,6 +41,7 @@ MAX_BUDGET = 100_000
 ABSTENTIONS_IN_A_ROW = 10  # then the critic is taken to be out of order, and the search ends with its reason
 AHEAD = 2  # searches under way for each that is drawn at a time, where others are drawn while some are judged
 JUDGES = 16  # threads, at most, that wait for critics
+TOLD = 16  # earlier drafts that the model hears of: the best, and the last ones
 
 clock = time.perf_counter  # of what judging and searching take; drawing is measured where it is done
 UNJUDGED = Score(None, reason="no critic has seen it yet", outage=True)  # the score of a draft that was just drawn
@@ -584,7 +585,7 @@ class Lane:
         another draft."""
         found = []
         best = self.drafts[self.best : self.best + 1]
-        earlier = tuple(draft.drawn for draft in (*best, *reversed(self.drafts)))
+        earlier = tuple(draft.drawn for draft in (*best, *self.drafts[:-TOLD:-1]))
         for place, ask in enumerate(self.asks):
             if self.taken[place] is None and self._needs_the_model(place):
                 if place < len(self.recorded):
